@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/io.h"
+
+#include <ctype.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+int write_all(int fd, const void *buf, size_t len)
+{
+    const char *p = buf;
+    while (len > 0) {
+        ssize_t n = write(fd, p, len);
+        if (n < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        p += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+int read_all(int fd, void *buf, size_t len)
+{
+    char *p = buf;
+    while (len > 0) {
+        ssize_t n = read(fd, p, len);
+        if (n < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        if (n == 0)
+            return -ENODATA;
+        p += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+int set_nonblocking(int fd, bool on)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    flags = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+    return fcntl(fd, F_SETFL, flags) < 0 ? -errno : 0;
+}
+
+static int address_at(int dirfd, const char *name, struct sockaddr_un *ret)
+{
+    *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
+    int n = snprintf(ret->sun_path, sizeof(ret->sun_path), "/proc/self/fd/%d/%s", dirfd, name);
+    return n < (int)sizeof(ret->sun_path) ? 0 : -ENAMETOOLONG;
+}
+
+int unix_listen_at(int dirfd, const char *name, int type)
+{
+    struct sockaddr_un address;
+    int r = address_at(dirfd, name, &address);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -errno;
+    if (unlinkat(dirfd, name, 0) < 0 && errno != ENOENT)
+        return -errno;
+    mode_t mask = umask(0077);
+    r = bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
+    umask(mask);
+    if (r < 0)
+        return r;
+    if (listen(fd, 128) < 0)
+        return -errno;
+    return TAKE_FD(fd);
+}
+
+int unix_connect_at(int dirfd, const char *name, int type)
+{
+    struct sockaddr_un address;
+    int r = address_at(dirfd, name, &address);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    while (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+        if (errno != EINTR)
+            return -errno;
+    }
+    return TAKE_FD(fd);
+}
+
+void raise_nofile_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+int parse_number(const char *text, uint64_t max, uint64_t *ret_value)
+{
+    if (!isdigit((unsigned char)text[0]))
+        return -EINVAL;
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno || *end || value > max)
+        return -EINVAL;
+    *ret_value = value;
+    return 0;
+}
+
+int parse_size(const char *text, uint64_t *ret_bytes)
+{
+    if (!isdigit((unsigned char)text[0]))
+        return -EINVAL;
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno)
+        return -EINVAL;
+    static const char units[] = "KMGT";
+    unsigned shift = 0;
+    if (*end) {
+        const char *unit = strchr(units, toupper((unsigned char)*end));
+        if (!unit || end[1])
+            return -EINVAL;
+        shift = 10 * (unsigned)(unit - units + 1);
+    }
+    if (value > UINT64_MAX >> shift)
+        return -EINVAL;
+    *ret_bytes = (uint64_t)value << shift;
+    return 0;
+}
+
+int parse_seconds(const char *text, uint64_t *ret_usec)
+{
+    if (!isdigit((unsigned char)text[0]))
+        return -EINVAL;
+    char *end;
+    double seconds = strtod(text, &end);
+    if (*end || !(seconds >= 0) || seconds > 1e9)
+        return -EINVAL;
+    *ret_usec = (uint64_t)(seconds * (double)USEC_PER_SEC);
+    return 0;
+}
+
+const char *format_bytes(uint64_t bytes, char buf[24])
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double value = (double)bytes;
+    size_t unit = 0;
+    while (value >= 1024 && unit + 1 < ARRAY_SIZE(units)) {
+        value /= 1024;
+        unit++;
+    }
+    snprintf(buf, 24, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+    return buf;
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* Descriptors: whole reads and writes, sockets in a directory, what a number or a size spells. */
+#include <sys/types.h>
+
+#include "base/error.h"
+
+/* Writes all of it to a blocking descriptor.  0, or a negative errno. */
+int write_all(int fd, const void *buf, size_t len);
+
+/* Reads exactly len bytes from a blocking descriptor.  0, -ENODATA at an early end, or a negative
+ * errno. */
+int read_all(int fd, void *buf, size_t len);
+
+int set_nonblocking(int fd, bool on);
+
+/*
+ * A name inside an open directory as an address for a UNIX socket.  sun_path holds 108 bytes and a
+ * work-dir may be longer, so the address goes through /proc/self/fd.  0, or a negative errno.
+ */
+int unix_listen_at(int dirfd, const char *name, int type);
+int unix_connect_at(int dirfd, const char *name, int type);
+
+/*
+ * Raises RLIMIT_NOFILE to its hard limit: a dump may hold thousands of pipes open at once.
+ */
+void raise_nofile_limit(void);
+
+/* Parses "10", "64K", "5M", "2G" (powers of 1024).  0, or -EINVAL. */
+int parse_size(const char *text, uint64_t *ret_bytes);
+
+/* Parses a decimal number of at most |max|, with nothing before or after it.  0, or -EINVAL. */
+int parse_number(const char *text, uint64_t max, uint64_t *ret_value);
+
+/* Parses seconds with an optional fraction ("0.5") into microseconds.  0, or -EINVAL. */
+int parse_seconds(const char *text, uint64_t *ret_usec);
+
+/* "512.0 MiB"; buf must hold 24 bytes.  Returns buf. */
+const char *format_bytes(uint64_t bytes, char buf[24]);

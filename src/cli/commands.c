@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/commands.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/main.h"
+
+const struct command commands[] = {
+    {"image-cache", "Keeps snapshots on the destination host", "", cache_options,
+     command_image_cache},
+    {"image-proxy", "Carries snapshots from the source host to an image-cache", "", proxy_options,
+     command_image_proxy},
+    {"dump", "Checkpoints a process tree", "[-- CRIU OPTIONS]", dump_options, command_dump},
+    {"restore", "Restores a process tree", "[-- CRIU OPTIONS]", restore_options, command_restore},
+    {"status", "Shows what the daemons of a work-dir hold and do", "", status_options,
+     command_status},
+    {"forget", "Removes a snapshot from the image-cache", "ID", forget_options, command_forget},
+    {"completion", "Prints the completion script for bash", "", NULL, command_completion},
+    {0},
+};
+
+static int usage(FILE *out)
+{
+    fprintf(out, "usage: godwit COMMAND [options]\n"
+                 "Moves running processes between hosts through sockets and memory.\n\n");
+    for (const struct command *command = commands; command->name; command++)
+        fprintf(out, "  %-14s %s\n", command->name, command->summary);
+    fprintf(out, "\ngodwit COMMAND --help and godwit(1) tell more.  godwit --version\n");
+    return out == stdout ? 0 : FAILURE_USAGE;
+}
+
+int godwit_main(int argc, char **argv)
+{
+    /* A descriptor of ours must never be taken for standard error. */
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            return FAILURE_SYSTEM;
+    }
+    if (argc < 2)
+        return usage(stderr);
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+        return usage(stdout);
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
+        printf("godwit %s\n", GODWIT_VERSION);
+        return 0;
+    }
+    const struct command *command = command_find(argv[1]);
+    if (!command) {
+        fprintf(stderr, "godwit: %s: no such command (godwit --help)\n", argv[1]);
+        return FAILURE_USAGE;
+    }
+    return command->run(argc - 1, argv + 1);
+}
+
+int command_completion(int argc, char **argv)
+{
+    (void)argc;
+    (void)argv;
+    printf("# bash completion for godwit, printed by `godwit completion`\n"
+           "_godwit()\n{\n"
+           "    local words=\"\" command=${COMP_WORDS[1]} current=${COMP_WORDS[COMP_CWORD]}\n"
+           "    if [ \"$COMP_CWORD\" -eq 1 ]; then\n        words=\"");
+    for (const struct command *command = commands; command->name; command++)
+        printf("%s ", command->name);
+    printf("\"\n    else\n        case $command in\n");
+    for (const struct command *command = commands; command->name; command++) {
+        printf("        %s) words=\"--help", command->name);
+        for (size_t i = 0; i < option_count(command->options); i++)
+            printf(" --%s", command->options[i].name);
+        printf("\" ;;\n");
+    }
+    printf("        esac\n    fi\n"
+           "    mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$current\")\n"
+           "}\ncomplete -o default -F _godwit godwit\n");
+    return 0;
+}

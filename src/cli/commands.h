@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* The subcommands: one file each, and their tables of options. */
+#include "cli/options.h"
+
+extern const struct option_row cache_options[], proxy_options[], dump_options[], restore_options[],
+    status_options[], forget_options[];
+
+int command_image_cache(int argc, char **argv);
+int command_image_proxy(int argc, char **argv);
+int command_dump(int argc, char **argv);
+int command_restore(int argc, char **argv);
+int command_status(int argc, char **argv);
+int command_forget(int argc, char **argv);
+int command_completion(int argc, char **argv);

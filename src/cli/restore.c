@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* godwit restore: with --remote from the image-cache, without it plain criu. */
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "base/io.h"
+#include "cli/commands.h"
+#include "cli/plain.h"
+#include "cli/session.h"
+#include "criu/process.h"
+#include "wire/message.h"
+
+struct values {
+    bool remote, detached, keep, take_over, json;
+    const char *workdir, *directory, *snapshot, *log, *criu, *pidfile;
+    uint64_t wait_usec, silence_usec;
+};
+
+#define AT(field) offsetof(struct values, field)
+
+const struct option_row restore_options[] = {
+    {0, "remote", OPTION_FLAG, AT(remote), NULL, "from the image-cache"},
+    {0, "snapshot", OPTION_STRING, AT(snapshot), "ID",
+     "which (default: the one there is, or the next to come)"},
+    {0, "wait", OPTION_SECONDS, AT(wait_usec), "SECONDS",
+     "how long to wait for it (default: for ever)"},
+    {'d', "restore-detached", OPTION_FLAG, AT(detached), NULL,
+     "end when the process runs, instead of staying its parent"},
+    {0, "pidfile", OPTION_STRING, AT(pidfile), "FILE", "write the process id there"},
+    {0, "keep", OPTION_FLAG, AT(keep), NULL, "keep the snapshot for another restore"},
+    {0, "take-over", OPTION_FLAG, AT(take_over), NULL,
+     "restore a snapshot in doubt: you know that no other copy runs"},
+    {'W', "work-dir", OPTION_STRING, AT(workdir), "DIR",
+     "work-dir of the image-cache (default: " DAEMON_DEFAULT_WORKDIR ")"},
+    {'D', "images-dir", OPTION_STRING, AT(directory), "DIR", "without --remote: images are there"},
+    {'o', "log-file", OPTION_STRING, AT(log), "LOG", "log of criu, relative to the work-dir"},
+    {0, "criu", OPTION_STRING, AT(criu), "PATH", "the criu to use (default: $GODWIT_CRIU, PATH)"},
+    {0, "timeout", OPTION_SECONDS, AT(silence_usec), "SECONDS",
+     "silence after which the image-cache is dead (default: 10)"},
+    {0, "json", OPTION_FLAG, AT(json), NULL, "print the result as JSON"},
+    {0},
+};
+
+struct restore_run {
+    const struct values *values;
+    char **passed;
+    char *criu;
+    char hook[PATH_MAX], pidfile[PATH_MAX];
+    struct session session;
+    char id[128], images[PATH_MAX];
+    uint64_t token;
+};
+
+static int request(struct restore_run *run, struct error *err)
+{
+    const struct values *values = run->values;
+    Godwit__Pb__RestoreOpen open = GODWIT__PB__RESTORE_OPEN__INIT;
+    open.id = (char *)(values->snapshot ? values->snapshot : "");
+    open.wait_usec = values->wait_usec;
+    open.keep = values->keep;
+    open.take_over = values->take_over;
+    int r = local_send(run->session.daemon, LOCAL_RESTORE_OPEN, &open.base, NULL, 0);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_PEER, r, "asking the image-cache");
+    struct local_packet packet;
+    if (session_expect(&run->session, LOCAL_RESTORE_READY, &packet, err) < 0)
+        return -1;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__restore_ready__descriptor, packet.bytes, packet.length, err);
+    local_packet_close(&packet);
+    if (!message)
+        return -1;
+    const Godwit__Pb__RestoreReady *ready = (const Godwit__Pb__RestoreReady *)message;
+    snprintf(run->id, sizeof(run->id), "%s", ready->id);
+    snprintf(run->images, sizeof(run->images), "%s", ready->directory);
+    run->token = ready->token;
+    return 0;
+}
+
+/* criu takes a relative pid file as one of its work-dir, which is ours here. */
+static int resolve_pidfile(struct restore_run *run, struct error *err)
+{
+    const char *given = run->values->pidfile;
+    if (!given)
+        return 0;
+    char cwd[PATH_MAX] = "";
+    if (*given != '/' && !getcwd(cwd, sizeof(cwd)))
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "pid file %s", given);
+    int n = snprintf(run->pidfile, sizeof(run->pidfile), "%s%s%s", cwd, *cwd ? "/" : "", given);
+    if (n >= (int)sizeof(run->pidfile))
+        return error_set_errno(err, FAILURE_USAGE, ENAMETOOLONG, "pid file %s", given);
+    /* criu does not write over one, and would say so when everything is done. */
+    if (unlink(run->pidfile) < 0 && errno != ENOENT)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "pid file %s", given);
+    return 0;
+}
+
+static void build_arguments(const struct restore_run *run, struct criu_args *args)
+{
+    criu_args_add(args, "%s", run->criu);
+    criu_args_add(args, "restore");
+    criu_args_add(args, "-D%s", run->images);
+    criu_args_add(args, "-W%s/%s", run->session.workdir_path, run->session.directory);
+    criu_args_add(args, "-o%s", run->session.log);
+    criu_args_add(args, "--action-script=%s", run->hook);
+    if (run->values->detached)
+        criu_args_add(args, "--restore-detached");
+    if (*run->pidfile)
+        criu_args_add(args, "--pidfile=%s", run->pidfile);
+    if (run->passed)
+        criu_args_add_all(args, run->passed);
+}
+
+/* Until the hook has been told yes, a criu that is killed leaves nothing running. */
+static void give_up(void *user)
+{
+    const struct session_run *watch = user;
+    syscall(SYS_pidfd_send_signal, watch->criu_pidfd, SIGTERM, NULL, 0);
+}
+
+static int run_criu(struct restore_run *run, struct error *err)
+{
+    struct criu_args args = {0};
+    build_arguments(run, &args);
+    struct criu_spawn spawn = {
+        .hook_workdir = run->session.workdir_path,
+        .hook_token = run->token,
+    };
+    struct session_run watch = {.give_up = give_up, .user = &watch};
+    watch.criu = criu_start(&args, &spawn, &watch.criu_pidfd, err);
+    criu_args_free(&args);
+    if (watch.criu < 0)
+        return -1;
+    int r = session_run(&run->session, &watch, err);
+    close_fd(watch.criu_pidfd);
+    if (r < 0 && err->code == FAILURE_CRIU) {
+        char advice[sizeof(err->text)];
+        snprintf(advice, sizeof(advice), "%s", err->text);
+        session_criu_error(&run->session, "criu restore", watch.status, err);
+        size_t used = strlen(err->text);
+        snprintf(err->text + used, sizeof(err->text) - used, "; %s", advice);
+    }
+    return r;
+}
+
+static int restore_remote_steps(struct restore_run *run, uint64_t *ret_began, struct error *err)
+{
+    const struct values *values = run->values;
+    if (run->passed && criu_check_options(run->passed, err) < 0)
+        return -1;
+    if (values->directory)
+        return error_set(err, FAILURE_USAGE,
+                         "-D %s: with --remote the images come from the image-cache: leave it out",
+                         values->directory);
+    run->criu = criu_find(values->criu, err);
+    if (!run->criu || session_find_hook(run->hook, sizeof(run->hook), err) < 0)
+        return -1;
+    if (session_open(&run->session, values->workdir, LOCAL_CACHE_SOCKET, "image-cache", err) < 0 ||
+        request(run, err) < 0 || resolve_pidfile(run, err) < 0 ||
+        session_make_directory(&run->session, "restore", run->id, values->log, err) < 0)
+        return -1;
+    *ret_began = now_usec();
+    return run_criu(run, err);
+}
+
+static int restore_remote(const struct values *values, char **passed, struct error *err)
+{
+    struct restore_run run = {
+        .values = values,
+        .passed = passed,
+        .session = {.workdir = -EBADF, .daemon = -EBADF, .silence_usec = values->silence_usec},
+    };
+    uint64_t began = now_usec();
+    int r = restore_remote_steps(&run, &began, err);
+    double seconds = (double)(now_usec() - began) / (double)USEC_PER_SEC;
+    if (r == 0 && run.session.directory[0])
+        session_remove_directory(&run.session);
+    session_close(&run.session);
+    if (r == 0 && values->json)
+        printf("{\"snapshot\": \"%s\", \"seconds\": %.3f}\n", run.id, seconds);
+    else if (r == 0)
+        printf("snapshot %s %s %.2f s\n", run.id, values->detached ? "restored in" : "ended after",
+               seconds);
+    free(run.criu);
+    return r;
+}
+
+static int restore_plain(const struct values *values, char **passed, struct error *err)
+{
+    char *options[3] = {NULL};
+    _cleanup_free_ char *pidfile = NULL;
+    size_t n = 0;
+    if (values->detached)
+        options[n++] = (char *)"--restore-detached";
+    if (values->pidfile) {
+        if (asprintf(&pidfile, "--pidfile=%s", values->pidfile) < 0)
+            return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "restore");
+        options[n++] = pidfile;
+    }
+    struct plain_run run = {
+        .action = "restore",
+        .criu = values->criu,
+        .directory = values->directory,
+        .workdir = values->workdir,
+        .log = values->log,
+        .options = options,
+        .passed = passed,
+    };
+    return plain_run(&run, err);
+}
+
+int command_restore(int argc, char **argv)
+{
+    const struct command *command = command_find("restore");
+    struct values values = {.silence_usec = DAEMON_DEFAULT_SILENCE_USEC, .wait_usec = UINT64_MAX};
+    char **rest, **passed;
+    struct error err = {0};
+    int r = options_parse(command, argc, argv, &values, &rest, &passed, &err);
+    if (r > 0)
+        return 0;
+    if (r == 0 && *rest)
+        r = error_set(&err, FAILURE_USAGE,
+                      "%s: no argument is expected; options of criu go behind --", *rest);
+    if (r == 0 && values.remote && !values.workdir)
+        values.workdir = DAEMON_DEFAULT_WORKDIR;
+    if (r == 0)
+        r = values.remote ? restore_remote(&values, passed, &err)
+                          : restore_plain(&values, passed, &err);
+    return r < 0 ? command_fail(command, &err) : 0;
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * What godwit-hook, CRIU's --action-script, and the daemons say to one another: packets of fixed
+ * layout on the daemons' local SOCK_SEQPACKET sockets, so that the hook needs no library.
+ *
+ * The hook is run by criu for every action; it asks about three and lets all others pass:
+ *   dump     post-dump     may the tasks be killed?   asked of proxy.sock
+ *   restore  post-restore  may the tasks run?         asked of cache.sock
+ *            post-resume   they run                   told to cache.sock
+ *
+ * Environment, set by godwit dump and godwit restore:
+ *   GODWIT_HOOK_TOKEN    hexadecimal: which dump or restore this is
+ *   GODWIT_HOOK_WORKDIR  where the sockets are
+ * Without them (criu --stream by itself) the sockets are looked for in CRTOOLS_IMAGE_DIR, and the
+ * daemon knows the session by the process id of criu, the hook's parent.
+ */
+#include <stdint.h>
+
+enum {
+    HOOK_ASK = 1,  /* struct hook_ask; to the daemon */
+    HOOK_WAIT = 2, /* u32; to the hook: alive, no answer yet, at least every second */
+    HOOK_YES = 3,  /* u32 */
+    HOOK_NO = 4,   /* u32, then a line of text */
+
+    HOOK_ACTION_MAX = 32,
+    HOOK_SILENCE_MSEC = 10000, /* after that long without a word from the daemon the answer is no */
+};
+
+struct hook_ask {
+    uint32_t kind;     /* HOOK_ASK */
+    uint32_t root_pid; /* CRTOOLS_INIT_PID: of the root task as criu sees it; 0: not told */
+    uint64_t token;    /* 0: by criu's process id */
+    char action[HOOK_ACTION_MAX];
+};

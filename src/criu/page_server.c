@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "criu/page_server.h"
+
+#include <string.h>
+
+enum {
+    HEADER_SHORT = 24,
+    HEADER_LONG = 32,
+    OBJECT_BITS = 8,
+};
+
+#define PAGES_MAX (1ull << 45) /* 57 bits of address space in pages */
+
+static uint32_t host_u32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static uint64_t host_u64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static bool opens_object(uint16_t command)
+{
+    return command == PAGE_SERVER_OPEN || command == PAGE_SERVER_PARENT;
+}
+
+static int check(const struct page_server_request *request, uint64_t object, struct error *err)
+{
+    switch (request->command) {
+    case PAGE_SERVER_CLOSE:
+    case PAGE_SERVER_FORCE_CLOSE:
+        return 0;
+    case PAGE_SERVER_OPEN:
+    case PAGE_SERVER_PARENT:
+    case PAGE_SERVER_ADD:
+        break;
+    default:
+        error_set(err, FAILURE_CRIU, "page-server: command %u is not known", request->command);
+        return -EPROTO;
+    }
+    if (request->kind != PAGE_SERVER_TASK && request->kind != PAGE_SERVER_SHARED) {
+        error_set(err, FAILURE_CRIU, "page-server: object %#llx is of no known kind",
+                  (unsigned long long)object);
+        return -EPROTO;
+    }
+    if (request->command == PAGE_SERVER_ADD &&
+        (request->pages == 0 || request->pages > PAGES_MAX || request->vaddr % PAGE_BYTES)) {
+        error_set(err, FAILURE_CRIU, "page-server: a run of %llu pages at %#llx cannot be",
+                  (unsigned long long)request->pages, (unsigned long long)request->vaddr);
+        return -EPROTO;
+    }
+    return 0;
+}
+
+int page_server_parse(unsigned *form, const uint8_t *bytes, size_t length,
+                      struct page_server_request *ret, struct error *err)
+{
+    if (length < HEADER_SHORT)
+        return 0;
+    uint32_t word = host_u32(bytes);
+    struct page_server_request request = {.command = (uint16_t)word, .flags = word >> 16};
+    if (*form == 0)
+        *form =
+            opens_object(request.command) && host_u64(bytes + 16) == 0 ? HEADER_LONG : HEADER_SHORT;
+    if (length < *form)
+        return 0;
+    bool is_long = *form == HEADER_LONG;
+    request.pages = is_long ? host_u64(bytes + 8) : host_u32(bytes + 4);
+    request.vaddr = host_u64(bytes + (is_long ? 16 : 8));
+    uint64_t object = host_u64(bytes + (is_long ? 24 : 16));
+    request.kind = object & ((1u << OBJECT_BITS) - 1);
+    request.id = object >> OBJECT_BITS;
+    int r = check(&request, object, err);
+    if (r < 0)
+        return r;
+    *ret = request;
+    return (int)*form;
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The sender's side of CRIU's page-server protocol, as read (CRIU criu/page-xfer.c).  It has no
+ * version and no magic, and integers are in host byte order:
+ *
+ *   up to 4.1, 24 bytes:  u32 command   u32 pages            u64 vaddr   u64 object
+ *   from 4.2,  32 bytes:  u32 command   u32 -      u64 pages u64 vaddr   u64 object
+ *
+ * Which of the two is told by the first header: it opens an object and has no address, so bytes
+ * 16-23 are the object (never zero) in the short form and the address (zero) in the long one.
+ */
+#include "base/error.h"
+
+enum page_server_command {
+    PAGE_SERVER_OPEN = 4,             /* answer: u8, whether there is a parent */
+    PAGE_SERVER_PARENT = 5,           /* answer: s32, whether there is a parent */
+    PAGE_SERVER_ADD = 6,              /* followed by the pages if flags has PRESENT */
+    PAGE_SERVER_CLOSE = 0x1023,       /* answer: s32, zero if all is well */
+    PAGE_SERVER_FORCE_CLOSE = 0x1024, /* the same */
+};
+
+/* Flags of a page run (CRIU criu/include/pagemap.h). */
+enum {
+    PAGEMAP_PARENT = 1,
+    PAGEMAP_LAZY = 2,
+    PAGEMAP_PRESENT = 4,
+};
+
+enum page_server_object { PAGE_SERVER_TASK = 1, PAGE_SERVER_SHARED = 2 };
+
+struct page_server_request {
+    uint16_t command;
+    uint16_t flags;
+    uint64_t pages;
+    uint64_t vaddr;
+    enum page_server_object kind; /* of commands that name an object */
+    uint64_t id;                  /* pid, or number of the shared-memory object */
+};
+
+/*
+ * Takes one header from the beginning of |bytes|.  *form is 0 at first and remembers the length of
+ * headers.  Returns the bytes used, 0 when more are needed, or -EPROTO with *err set.
+ */
+int page_server_parse(unsigned *form, const uint8_t *bytes, size_t length,
+                      struct page_server_request *ret, struct error *err);

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "criu/process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "base/io.h"
+
+enum { CRIU_MAJOR_MIN = 4, CRIU_MINOR_MIN = 1 };
+
+/* Where scripts/setup puts a newer criu beside an older system. */
+#define CRIU_UNPACKED "/var/lib/godwit/criu/criu"
+
+/* ---- finding it ---- */
+
+static char *find_in_path(const char *name)
+{
+    const char *path = getenv("PATH");
+    _cleanup_free_ char *copy = strdup(path ? path : "/usr/sbin:/usr/bin:/sbin:/bin");
+    char *save = NULL, *found = NULL;
+    for (char *dir = copy ? strtok_r(copy, ":", &save) : NULL; dir;
+         dir = strtok_r(NULL, ":", &save)) {
+        if (asprintf(&found, "%s/%s", dir, name) < 0)
+            return NULL;
+        if (access(found, X_OK) == 0)
+            return found;
+        free(found);
+    }
+    return NULL;
+}
+
+/* What a program prints first, at most size - 1 bytes. */
+static int first_output(const char *path, const char *argument, char *buf, size_t size)
+{
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return -errno;
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(fds[1], STDOUT_FILENO);
+        execl(path, path, argument, NULL);
+        _exit(127);
+    }
+    close_fd(fds[1]);
+    size_t used = 0;
+    ssize_t n;
+    while (pid > 0 && used < size - 1 &&
+           ((n = read(fds[0], buf + used, size - 1 - used)) > 0 || (n < 0 && errno == EINTR)))
+        used += n > 0 ? (size_t)n : 0;
+    buf[used] = '\0';
+    close_fd(fds[0]);
+    int status = -1;
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return pid > 0 && status == 0 ? 0 : -ENOEXEC;
+}
+
+static int check_version(const char *path, struct error *err)
+{
+    char text[256];
+    unsigned major, minor;
+    int r = first_output(path, "--version", text, sizeof(text));
+    const char *version = r == 0 ? strstr(text, "Version: ") : NULL;
+    if (!version || sscanf(version, "Version: %u.%u", &major, &minor) != 2)
+        return error_set(err, FAILURE_CRIU, "%s: does not run or tells no version", path);
+    if (major > CRIU_MAJOR_MIN || (major == CRIU_MAJOR_MIN && minor >= CRIU_MINOR_MIN))
+        return 0;
+    return error_set(err, FAILURE_CRIU,
+                     "%s: is version %u.%u; godwit needs %u.%u or newer: name one with --criu or "
+                     "GODWIT_CRIU",
+                     path, major, minor, CRIU_MAJOR_MIN, CRIU_MINOR_MIN);
+}
+
+char *criu_find(const char *chosen, struct error *err)
+{
+    if (!chosen)
+        chosen = getenv("GODWIT_CRIU");
+    if (chosen && *chosen)
+        return check_version(chosen, err) < 0 ? NULL : strdup(chosen);
+    _cleanup_free_ char *path = find_in_path("criu");
+    if (path && check_version(path, err) == 0)
+        return TAKE_PTR(path);
+    if (access(CRIU_UNPACKED, X_OK) == 0)
+        return check_version(CRIU_UNPACKED, err) < 0 ? NULL : strdup(CRIU_UNPACKED);
+    if (!path)
+        error_set(err, FAILURE_CRIU,
+                  "criu is not installed: install criu >= %u.%u, or name one with --criu or "
+                  "GODWIT_CRIU",
+                  CRIU_MAJOR_MIN, CRIU_MINOR_MIN);
+    return NULL;
+}
+
+/* ---- options that are godwit's ---- */
+
+static const struct {
+    char letter;
+    const char *name;
+    const char *instead;
+} owned[] = {
+    {'t', "tree", "use godwit's -t"},
+    {'D', "images-dir", "there is none with --remote"},
+    {'W', "work-dir", "use godwit's -W"},
+    {'o', "log-file", "use godwit's -o"},
+    {'R', "leave-running", "use godwit's --leave-running"},
+    {'s', "leave-stopped", "use godwit's --leave-stopped"},
+    {'d', "restore-detached", "use godwit's -d"},
+    {0, "pidfile", "use godwit's --pidfile"},
+    {0, "page-server", "godwit carries the pages"},
+    {0, "ps-socket", "godwit carries the pages"},
+    {0, "address", "godwit carries the pages"},
+    {0, "port", "godwit carries the pages"},
+    {0, "stream", "godwit carries the images"},
+    {0, "lazy-pages", "godwit carries the pages"},
+    {0, "prev-images-dir", "the snapshot would be incomplete"},
+    {0, "track-mem", "the snapshot would be incomplete"},
+    {0, "auto-dedup", "it changes images that are not criu's"},
+    {0, "remote", "it is godwit's"},
+};
+
+/* criu's short options that take an argument: what follows in the same word is that. */
+static const char letters_with_argument[] = "tDorJWLMvx";
+
+static int refuse(const char *argument, size_t i, struct error *err)
+{
+    return error_set(err, FAILURE_USAGE, "%s: cannot be passed on to criu: %s", argument,
+                     owned[i].instead);
+}
+
+static int check_long(const char *argument, struct error *err)
+{
+    /* getopt_long takes any beginning of a name for the whole. */
+    size_t length = strcspn(argument + 2, "=");
+    for (size_t i = 0; i < ARRAY_SIZE(owned); i++) {
+        if (length > 0 && strncmp(argument + 2, owned[i].name, length) == 0)
+            return refuse(argument, i, err);
+    }
+    return 0;
+}
+
+static int check_short(const char *argument, struct error *err)
+{
+    for (const char *letter = argument + 1; *letter; letter++) {
+        for (size_t i = 0; i < ARRAY_SIZE(owned); i++) {
+            if (owned[i].letter == *letter)
+                return refuse(argument, i, err);
+        }
+        if (strchr(letters_with_argument, *letter))
+            break;
+    }
+    return 0;
+}
+
+int criu_check_options(char *const *args, struct error *err)
+{
+    for (; *args; args++) {
+        int r = strncmp(*args, "--", 2) == 0 ? check_long(*args, err)
+                : (*args)[0] == '-'          ? check_short(*args, err)
+                                             : 0;
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* ---- running it ---- */
+
+static void criu_args_append(struct criu_args *args, char *copy)
+{
+    args->list = realloc(args->list, (args->count + 2) * sizeof(char *));
+    if (!copy || !args->list)
+        abort();
+    args->list[args->count++] = copy;
+    args->list[args->count] = NULL;
+}
+
+void criu_args_add(struct criu_args *args, const char *format, ...)
+{
+    char *copy = NULL;
+    va_list ap;
+    va_start(ap, format);
+    if (vasprintf(&copy, format, ap) < 0)
+        copy = NULL;
+    va_end(ap);
+    criu_args_append(args, copy);
+}
+
+void criu_args_add_all(struct criu_args *args, char *const *list)
+{
+    for (; *list; list++)
+        criu_args_append(args, strdup(*list));
+}
+
+void criu_args_free(struct criu_args *args)
+{
+    for (size_t i = 0; i < args->count; i++)
+        free(args->list[i]);
+    free(args->list);
+    *args = (struct criu_args){0};
+}
+
+static void keep_descriptor(int fd)
+{
+    fcntl(fd, F_SETFD, fcntl(fd, F_GETFD) & ~FD_CLOEXEC);
+}
+
+static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_spawn *how)
+{
+    for (size_t i = 0; i < how->keep_count; i++)
+        keep_descriptor(how->keep[i]);
+    if (how->hook_workdir) {
+        char token[32];
+        snprintf(token, sizeof(token), "%llx", (unsigned long long)how->hook_token);
+        setenv("GODWIT_HOOK_TOKEN", token, 1);
+        setenv("GODWIT_HOOK_WORKDIR", how->hook_workdir, 1);
+    }
+    if (how->ignore_interrupt)
+        signal(SIGINT, SIG_IGN);
+    execv(args->list[0], args->list);
+    fprintf(stderr, "%s: %s\n", args->list[0], strerror(errno));
+    _exit(127);
+}
+
+pid_t criu_start(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
+                 struct error *err)
+{
+    pid_t pid = fork();
+    if (pid == 0)
+        criu_exec(args, how);
+    if (pid < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "starting criu");
+    *ret_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (*ret_pidfd < 0) {
+        int saved = errno;
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        return error_set_errno(err, FAILURE_SYSTEM, saved, "pidfd_open");
+    }
+    return pid;
+}
+
+int criu_exit_status(int wait_status)
+{
+    return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status);
+}
+
+/* ---- its log ---- */
+
+static bool is_error_line(const char *line)
+{
+    /* CRIU says this at every start without CAP_SYS_RESOURCE, and goes on. */
+    return strstr(line, "Error (") && !strstr(line, "RLIMIT_NOFILE for self");
+}
+
+bool criu_first_error(const char *log, char *buf, size_t size)
+{
+    FILE *file = fopen(log, "re");
+    char line[1024];
+    bool found = false;
+    while (file && !found && fgets(line, sizeof(line), file)) {
+        if (!is_error_line(line))
+            continue;
+        line[strcspn(line, "\n")] = '\0';
+        snprintf(buf, size, "%s", strstr(line, "Error ("));
+        found = true;
+    }
+    if (file)
+        fclose(file);
+    return found;
+}

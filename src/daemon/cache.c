@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/cache.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <systemd/sd-daemon.h>
+
+#include "base/io.h"
+#include "migrate/receiver.h"
+
+#define SERVE_SOCKET "streamer-serve.sock"
+
+enum {
+    PEERS_MAX = 64,
+    SESSIONS_MAX = 256,   /* snapshots arriving on one link at once */
+    MEMORY_PER_CENT = 80, /* of what is available: the default limit */
+};
+
+/* One link to an image-proxy. */
+struct peer {
+    struct cache *cache;
+    struct peer *next;
+    struct link *link;
+    char host[65];
+    struct receiver *receivers[SESSIONS_MAX];
+    unsigned receiver_count;
+};
+
+/* ---- snapshots ---- */
+
+void cache_set_state(struct cache *cache, struct snapshot *snapshot, enum snapshot_state state)
+{
+    int r = snapshot_set_state(snapshot, state);
+    if (r < 0) {
+        log_error(&cache->daemon.log, "snapshot %s: its state is not written down: %s",
+                  snapshot->id, strerror(-r));
+        snapshot->state = state;
+    }
+    log_info(&cache->daemon.log, "snapshot %s: %s", snapshot->id, snapshot_state_name(state));
+}
+
+struct snapshot *cache_next_ready(struct cache *cache, unsigned *ret_count)
+{
+    struct snapshot *first = NULL;
+    *ret_count = 0;
+    for (struct snapshot *s = store_first(cache->store); s; s = s->next) {
+        if (s->state != SNAPSHOT_READY || s->kept)
+            continue;
+        if (!first)
+            first = s;
+        ++*ret_count;
+    }
+    return first;
+}
+
+void cache_snapshot_ready(struct cache *cache, struct snapshot *snapshot)
+{
+    if (!claims_snapshot_ready(cache, snapshot))
+        serves_snapshot_ready(cache, snapshot);
+}
+
+void cache_snapshot_restored(struct cache *cache, struct snapshot *snapshot, bool keep)
+{
+    if (keep) {
+        snapshot->kept = true;
+        cache_set_state(cache, snapshot, SNAPSHOT_READY);
+    } else {
+        log_info(&cache->daemon.log, "snapshot %s: restored and freed", snapshot->id);
+        snapshot_remove(snapshot);
+    }
+    if (cache->daemon.options->once)
+        daemon_exit(&cache->daemon, 0);
+}
+
+static void cache_snapshot_lost(struct cache *cache, const char *id, const struct error *err)
+{
+    claims_snapshot_lost(cache, id, err);
+    serves_snapshot_lost(cache);
+}
+
+static void on_held(struct receiver *receiver, struct snapshot *snapshot, void *user)
+{
+    (void)receiver;
+    struct peer *peer = user;
+    char size[24];
+    log_info(&peer->cache->daemon.log, "snapshot %s: complete, %u images, %s, from %s",
+             snapshot->id, snapshot->images, format_bytes(snapshot->bytes, size), snapshot->host);
+}
+
+static void on_dropped(struct receiver *receiver, const char *id, const struct error *err,
+                       void *user)
+{
+    (void)receiver;
+    struct peer *peer = user;
+    log_error(&peer->cache->daemon.log, "snapshot %s: dropped: %s", id, err->text);
+    cache_snapshot_lost(peer->cache, id, err);
+    if (peer->cache->daemon.options->once)
+        daemon_exit(&peer->cache->daemon, (int)err->code);
+}
+
+static const struct receiver_ops receiver_ops = {.held = on_held, .dropped = on_dropped};
+
+/* ---- verdicts ---- */
+
+static void cache_commit(struct cache *cache, struct snapshot *snapshot)
+{
+    if (snapshot->state != SNAPSHOT_HELD && snapshot->state != SNAPSHOT_DOUBT)
+        return;
+    snapshot->origin = NULL;
+    cache_set_state(cache, snapshot, SNAPSHOT_READY);
+    cache_snapshot_ready(cache, snapshot);
+}
+
+static void cache_abort(struct cache *cache, struct snapshot *snapshot, const char *text)
+{
+    if (snapshot->state != SNAPSHOT_HELD && snapshot->state != SNAPSHOT_DOUBT) {
+        log_error(&cache->daemon.log,
+                  "snapshot %s: its process runs on at the source (%s), and it is %s here",
+                  snapshot->id, text, snapshot_state_name(snapshot->state));
+        return;
+    }
+    struct error err;
+    error_set(&err, FAILURE_PEER, "snapshot %s: the process runs on at the source: %s",
+              snapshot->id, text);
+    log_error(&cache->daemon.log, "%s", err.text);
+    _cleanup_free_ char *id = strdup(snapshot->id);
+    snapshot_remove(snapshot);
+    if (id)
+        cache_snapshot_lost(cache, id, &err);
+    if (cache->daemon.options->once)
+        daemon_exit(&cache->daemon, (int)err.code);
+}
+
+static int take_verdict(struct peer *peer, const struct frame *frame, const uint8_t *payload,
+                        struct error *err)
+{
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__verdict__descriptor, payload, frame->length, err);
+    if (!message)
+        return -1;
+    const Godwit__Pb__Verdict *verdict = (const Godwit__Pb__Verdict *)message;
+    /* Heard before or never: the proxy only has to know that it need not say so again. */
+    Godwit__Pb__VerdictAck ack = GODWIT__PB__VERDICT_ACK__INIT;
+    ack.id = verdict->id;
+    link_send(peer->link, FRAME_VERDICT_ACK, 0, 0, &ack.base);
+    struct snapshot *snapshot = store_find(peer->cache->store, verdict->id);
+    if (!snapshot || snapshot->state == SNAPSHOT_RECEIVING)
+        return 0;
+    if (verdict->commit)
+        cache_commit(peer->cache, snapshot);
+    else
+        cache_abort(peer->cache, snapshot, verdict->text);
+    return 0;
+}
+
+/* ---- links ---- */
+
+static struct receiver **peer_find(struct peer *peer, uint32_t session)
+{
+    for (unsigned i = 0; i < peer->receiver_count; i++) {
+        if (receiver_session(peer->receivers[i]) == session)
+            return &peer->receivers[i];
+    }
+    return NULL;
+}
+
+static void peer_forget(struct peer *peer, struct receiver **at)
+{
+    receiver_free(*at);
+    *at = peer->receivers[--peer->receiver_count];
+}
+
+static int peer_no_session(const struct frame *frame, struct error *err)
+{
+    return error_set(err, FAILURE_PEER,
+                     "the peer broke the protocol: %s frame for session %u, which "
+                     "is not open",
+                     frame_name(frame->type), frame->session);
+}
+
+static int peer_begin(struct peer *peer, const struct frame *frame, const uint8_t *payload,
+                      struct error *err)
+{
+    if (peer_find(peer, frame->session) || peer->receiver_count == SESSIONS_MAX)
+        return error_set(err, FAILURE_PEER,
+                         "the peer broke the protocol: session %u is open, or there are too many",
+                         frame->session);
+    struct receiver *receiver = receiver_new(peer->cache->store, peer->link, peer->host, frame,
+                                             payload, &receiver_ops, peer, err);
+    if (!receiver)
+        return -1;
+    peer->receivers[peer->receiver_count++] = receiver;
+    return 0;
+}
+
+static int on_control(struct link *link, const struct frame *frame, const uint8_t *payload,
+                      void *user, struct error *err)
+{
+    (void)link;
+    struct peer *peer = user;
+    if (frame->type == FRAME_VERDICT)
+        return take_verdict(peer, frame, payload, err);
+    if (frame->type == FRAME_SNAPSHOT_BEGIN)
+        return peer_begin(peer, frame, payload, err);
+    struct receiver **at = peer_find(peer, frame->session);
+    if (!at)
+        return peer_no_session(frame, err);
+    int r = receiver_control(*at, frame, payload, err);
+    if (r >= 0 && receiver_is_over(*at))
+        peer_forget(peer, at);
+    return r;
+}
+
+static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
+                         void **ret_place, size_t *ret_length, void *user, struct error *err)
+{
+    (void)link;
+    struct receiver **at = peer_find(user, frame->session);
+    return at ? receiver_bulk_place(*at, frame, done, ret_place, ret_length, err)
+              : peer_no_session(frame, err);
+}
+
+static int on_bulk_landed(struct link *link, const struct frame *frame, uint32_t done,
+                          const void *place, size_t length, void *user, struct error *err)
+{
+    (void)link;
+    struct receiver **at = peer_find(user, frame->session);
+    return at ? receiver_bulk_landed(*at, frame, done, place, length, err)
+              : peer_no_session(frame, err);
+}
+
+static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
+{
+    (void)link;
+    struct peer *peer = user;
+    snprintf(peer->host, sizeof(peer->host), "%s", hello->hostname);
+    log_info(&peer->cache->daemon.log, "linked to image-proxy on %s (%.64s)", peer->host,
+             hello->software);
+}
+
+/* What the link's other end has not told of is in doubt from now on. */
+static void peer_doubt(struct peer *peer)
+{
+    for (struct snapshot *s = store_first(peer->cache->store); s; s = s->next) {
+        if (s->state != SNAPSHOT_HELD || s->origin != peer->link)
+            continue;
+        s->origin = NULL;
+        cache_set_state(peer->cache, s, SNAPSHOT_DOUBT);
+        struct error err;
+        error_set(
+            &err, FAILURE_DOUBT,
+            "snapshot %s: complete, but the link broke before host %s told whether process %u "
+            "has ended there: if it has, --take-over",
+            s->id, s->host, s->pid);
+        claims_snapshot_lost(peer->cache, s->id, &err);
+    }
+}
+
+static void peer_free(struct peer *peer)
+{
+    struct cache *cache = peer->cache;
+    struct peer **at = &cache->peers;
+    while (*at && *at != peer)
+        at = &(*at)->next;
+    if (*at) {
+        *at = peer->next;
+        cache->peer_count--;
+    }
+    for (unsigned i = 0; i < peer->receiver_count; i++)
+        receiver_free(peer->receivers[i]);
+    link_free(peer->link);
+    free(peer);
+}
+
+static void on_down(struct link *link, const struct error *err, void *user)
+{
+    (void)link;
+    struct peer *peer = user;
+    struct cache *cache = peer->cache;
+    struct error reason = *err;
+    if (reason.code == FAILURE_NONE)
+        error_set(&reason, FAILURE_PEER, "the image-proxy ended");
+    error_prefix(&reason, "link to image-proxy%s%s", peer->host[0] ? " on " : "", peer->host);
+    log_info(&cache->daemon.log, "%s", reason.text);
+    for (unsigned i = 0; i < peer->receiver_count; i++)
+        receiver_link_down(peer->receivers[i], &reason);
+    peer_doubt(peer);
+    peer_free(peer);
+    if (cache->daemon.options->ps_socket >= 0 && !store_first(cache->store))
+        daemon_exit(&cache->daemon, (int)reason.code);
+}
+
+static const struct link_ops link_ops = {
+    .up = on_up,
+    .control = on_control,
+    .bulk_place = on_bulk_place,
+    .bulk_landed = on_bulk_landed,
+    .down = on_down,
+};
+
+static int cache_take_socket(struct cache *cache, int fd)
+{
+    if (cache->peer_count == PEERS_MAX) {
+        close_fd(fd);
+        return -EUSERS;
+    }
+    struct peer *peer = calloc(1, sizeof(*peer));
+    if (!peer) {
+        close_fd(fd);
+        return -ENOMEM;
+    }
+    peer->cache = cache;
+    peer->link =
+        link_new(cache->daemon.event, fd, cache->daemon.options->silence_usec, &link_ops, peer);
+    if (!peer->link) {
+        int r = -errno;
+        peer_free(peer);
+        return r;
+    }
+    peer->next = cache->peers;
+    cache->peers = peer;
+    cache->peer_count++;
+    return 0;
+}
+
+static int on_connection(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct cache *cache = user;
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (accepted < 0)
+        return 0;
+    int r = cache_take_socket(cache, accepted);
+    if (r < 0)
+        log_error(&cache->daemon.log, "a connection is turned away: %s", strerror(-r));
+    return 0;
+}
+
+static int on_serve(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (accepted >= 0)
+        serve_open(user, accepted);
+    return 0;
+}
+
+/* ---- local clients ---- */
+
+static void cache_status(struct cache *cache, struct client *client)
+{
+    char links[32];
+    snprintf(links, sizeof(links), "%u", cache->peer_count);
+    const struct budget *budget = store_budget(cache->store);
+    Godwit__Pb__Status status = GODWIT__PB__STATUS__INIT;
+    status.daemon = (char *)"image-cache";
+    status.peer = (char *)cache->daemon.options->address;
+    status.link = links;
+    status.used_bytes = budget->used;
+    status.limit_bytes = budget->limit;
+    client_send(client, LOCAL_STATUS_DAEMON, &status.base);
+    for (struct snapshot *s = store_first(cache->store); s; s = s->next) {
+        Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
+        snapshot.id = s->id;
+        snapshot.state = (char *)snapshot_state_name(s->state);
+        snapshot.bytes = s->bytes;
+        snapshot.images = s->images;
+        snapshot.pid = s->pid;
+        snapshot.command = s->command;
+        snapshot.host = s->host;
+        snapshot.age_usec = now_usec() - s->created_usec;
+        client_send(client, LOCAL_STATUS_SNAPSHOT, &snapshot.base);
+    }
+    client_done(client, 0);
+}
+
+static void cache_forget(struct cache *cache, struct client *client,
+                         const struct local_packet *packet)
+{
+    struct error err;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__forget__descriptor, packet->bytes, packet->length, &err);
+    if (!message) {
+        client_fail(client, &err);
+        return;
+    }
+    const char *id = ((const Godwit__Pb__Forget *)message)->id;
+    struct snapshot *snapshot = store_find(cache->store, id);
+    if (!snapshot) {
+        error_set(&err, FAILURE_NOT_FOUND, "snapshot %s: the image-cache has no such snapshot", id);
+        client_fail(client, &err);
+    } else if (snapshot->state == SNAPSHOT_RECEIVING || snapshot->state == SNAPSHOT_HELD ||
+               snapshot->state == SNAPSHOT_RESTORING) {
+        error_set(&err, FAILURE_BUSY, "snapshot %s: is %s", id,
+                  snapshot_state_name(snapshot->state));
+        client_fail(client, &err);
+    } else {
+        claims_snapshot_forgotten(cache, snapshot);
+        serves_snapshot_forgotten(cache, snapshot);
+        snapshot_remove(snapshot);
+        client_done(client, 0);
+    }
+}
+
+static void cache_hook(struct cache *cache, struct client *client,
+                       const struct local_packet *packet)
+{
+    struct hook_ask ask = {.kind = packet->kind};
+    if (packet->length != sizeof(ask) - sizeof(ask.kind))
+        return;
+    memcpy((char *)&ask + sizeof(ask.kind), packet->bytes, packet->length);
+    ask.action[sizeof(ask.action) - 1] = '\0';
+    bool known = ask.token ? claim_hook(cache, client, &ask) : serve_hook(cache, client, &ask);
+    if (!known)
+        client_hook(client, HOOK_NO, "the cache knows no such restore");
+}
+
+static void on_packet(struct daemon *daemon, struct client *client, struct local_packet *packet)
+{
+    struct cache *cache = daemon->user;
+    struct error err;
+    switch (packet->kind) {
+    case HOOK_ASK:
+        cache_hook(cache, client, packet);
+        return;
+    case LOCAL_RESTORE_OPEN:
+        claim_open(cache, client, packet);
+        return;
+    case LOCAL_EXITED:
+        claim_exited(cache, client, packet);
+        return;
+    case LOCAL_FORGET:
+        cache_forget(cache, client, packet);
+        return;
+    case LOCAL_STATUS:
+        cache_status(cache, client);
+        return;
+    default:
+        error_set(&err, FAILURE_USAGE, "an image-cache does not do that");
+        client_fail(client, &err);
+    }
+}
+
+static void on_gone(struct daemon *daemon, struct client *client)
+{
+    claims_client_gone(daemon->user, client);
+}
+
+static void on_tick(struct daemon *daemon)
+{
+    claims_tick(daemon->user);
+}
+
+static const struct daemon_ops daemon_ops = {.packet = on_packet, .gone = on_gone, .tick = on_tick};
+
+/* ---- its life ---- */
+
+static int cache_add_listener(struct cache *cache, int index, int fd)
+{
+    int r = sd_event_add_io(cache->daemon.event, &cache->listeners[index], fd, EPOLLIN,
+                            on_connection, cache);
+    if (r < 0) {
+        close_fd(fd);
+        return r;
+    }
+    return sd_event_source_set_io_fd_own(cache->listeners[index], true);
+}
+
+static int cache_listen(struct cache *cache, struct error *err)
+{
+    const struct daemon_options *options = cache->daemon.options;
+    int fds[TCP_LISTENERS_MAX];
+    int count = sd_listen_fds(1);
+    if (count > 0) {
+        /* systemd has opened the sockets: who may reach them is its unit's matter. */
+        count = MIN(count, TCP_LISTENERS_MAX);
+        for (int i = 0; i < count; i++)
+            fds[i] = SD_LISTEN_FDS_START + i;
+    } else {
+        count = tcp_listen(options->address, options->port, options->insecure, fds, err);
+    }
+    int r = 0;
+    for (int i = 0; i < count; i++) {
+        if (r >= 0)
+            r = cache_add_listener(cache, i, fds[i]);
+        else
+            close_fd(fds[i]);
+    }
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "listening");
+    return count < 0 ? -1 : 0;
+}
+
+static uint64_t available_memory(void)
+{
+    unsigned long long kib = 0;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "re");
+    while (file && fgets(line, sizeof(line), file) && sscanf(line, "MemAvailable: %llu", &kib) != 1)
+        ;
+    if (file)
+        fclose(file);
+    return kib << 10;
+}
+
+static int cache_open(struct cache *cache, const struct daemon_options *options, struct error *err)
+{
+    if (daemon_open(&cache->daemon, options, "image-cache", LOCAL_CACHE_SOCKET, &daemon_ops, cache,
+                    err) < 0)
+        return -1;
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof(path), "%s/images", cache->daemon.workdir_path) >= (int)sizeof(path))
+        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "%s", cache->daemon.workdir_path);
+    uint64_t limit =
+        options->memory_limit ? options->memory_limit : available_memory() / 100 * MEMORY_PER_CENT;
+    cache->store = store_open(path, true, limit, err);
+    if (!cache->store)
+        return -1;
+    int fd = unix_listen_at(cache->daemon.workdir, SERVE_SOCKET, SOCK_STREAM);
+    int r = fd < 0 ? fd
+                   : sd_event_add_io(cache->daemon.event, &cache->serve_listener, fd, EPOLLIN,
+                                     on_serve, cache);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "%s/%s", cache->daemon.workdir_path,
+                               SERVE_SOCKET);
+    sd_event_source_set_io_fd_own(cache->serve_listener, true);
+    if (options->ps_socket < 0)
+        return cache_listen(cache, err);
+    r = cache_take_socket(cache, options->ps_socket);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "--ps-socket %d", options->ps_socket)
+                 : 0;
+}
+
+static void cache_close(struct cache *cache)
+{
+    claims_free(cache);
+    serves_free(cache);
+    while (cache->peers) {
+        struct peer *peer = cache->peers;
+        struct error goodbye = {.code = FAILURE_NONE, .text = ""};
+        if (link_is_up(peer->link))
+            link_goodbye(peer->link, &goodbye);
+        peer_free(peer);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(cache->listeners); i++)
+        sd_event_source_disable_unref(cache->listeners[i]);
+    if (cache->serve_listener)
+        unlinkat(cache->daemon.workdir, SERVE_SOCKET, 0);
+    sd_event_source_disable_unref(cache->serve_listener);
+    for (struct snapshot *s = cache->store ? store_first(cache->store) : NULL; s; s = s->next)
+        log_info(&cache->daemon.log, "snapshot %s (%s) stays for the next image-cache", s->id,
+                 snapshot_state_name(s->state));
+    store_close(cache->store);
+    daemon_close(&cache->daemon);
+}
+
+int cache_run(const struct daemon_options *options, struct error *err)
+{
+    struct cache *cache = calloc(1, sizeof(*cache));
+    if (!cache)
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "image-cache");
+    int r = cache_open(cache, options, err);
+    if (r == 0)
+        r = daemon_run(&cache->daemon, err);
+    cache_close(cache);
+    free(cache);
+    return r;
+}

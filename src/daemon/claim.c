@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A claim: one `godwit restore --remote`.
+ *
+ *   WAITING ──▶ RESTORING ──▶ STARTED ──▶ (over)
+ *
+ * It waits for its snapshot, is handed the directory, and runs criu, whose post-restore hook asks
+ * before the tasks run: from that answer on the snapshot counts as running here, until criu's end
+ * (or the post-resume hook) tells otherwise.
+ */
+#include <limits.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "daemon/cache.h"
+#include "wire/frame.h"
+#include "wire/message.h"
+
+struct claim {
+    struct cache *cache;
+    struct claim *next;
+    struct client *client;
+    char id[WIRE_ID_MAX + 1]; /* empty: any */
+    bool keep, take_over;
+    uint64_t since_usec, wait_usec;
+    uint64_t token;
+    struct snapshot *snapshot; /* NULL: waiting, or over */
+};
+
+static void claim_free(struct claim *claim)
+{
+    struct claim **at = &claim->cache->claims;
+    while (*at != claim)
+        at = &(*at)->next;
+    *at = claim->next;
+    free(claim);
+}
+
+static void claim_fail(struct claim *claim, const struct error *err)
+{
+    client_fail(claim->client, err);
+    claim_free(claim);
+}
+
+void claims_free(struct cache *cache)
+{
+    while (cache->claims)
+        claim_free(cache->claims);
+}
+
+/* ---- getting the snapshot ---- */
+
+static void claim_take(struct claim *claim, struct snapshot *snapshot)
+{
+    char path[PATH_MAX];
+    struct error err;
+    int r = snapshot_path(snapshot, path, sizeof(path));
+    if (r < 0) {
+        error_set_errno(&err, FAILURE_SYSTEM, r, "snapshot %s", snapshot->id);
+        claim_fail(claim, &err);
+        return;
+    }
+    claim->snapshot = snapshot;
+    cache_set_state(claim->cache, snapshot, SNAPSHOT_RESTORING);
+    Godwit__Pb__RestoreReady ready = GODWIT__PB__RESTORE_READY__INIT;
+    ready.id = snapshot->id;
+    ready.token = claim->token;
+    ready.directory = path;
+    client_send(claim->client, LOCAL_RESTORE_READY, &ready.base);
+}
+
+static void doubt_error(const struct snapshot *snapshot, struct error *ret)
+{
+    if (snapshot->state == SNAPSHOT_STARTED)
+        error_set(ret, FAILURE_DOUBT,
+                  "snapshot %s: it was started here, and nobody told how that ended: if no copy of "
+                  "the process runs, --take-over",
+                  snapshot->id);
+    else
+        error_set(ret, FAILURE_DOUBT,
+                  "snapshot %s: complete, but host %s has not told whether process %u has ended "
+                  "there: if it has, --take-over",
+                  snapshot->id, snapshot->host, snapshot->pid);
+}
+
+static bool claim_holds(const struct cache *cache, const struct snapshot *snapshot)
+{
+    for (const struct claim *claim = cache->claims; claim; claim = claim->next) {
+        if (claim->snapshot == snapshot)
+            return true;
+    }
+    return false;
+}
+
+/* A snapshot that was named and is there: 1 it is to be had, 0 wait for it, -1 with *err. */
+static int claim_check(const struct claim *claim, const struct snapshot *snapshot,
+                       struct error *err)
+{
+    switch (snapshot->state) {
+    case SNAPSHOT_RECEIVING:
+    case SNAPSHOT_HELD:
+        return 0;
+    case SNAPSHOT_READY:
+        return 1;
+    case SNAPSHOT_RESTORING:
+        return error_set(err, FAILURE_BUSY, "snapshot %s: is being restored already", snapshot->id);
+    case SNAPSHOT_STARTED:
+    case SNAPSHOT_DOUBT:
+        if (claim->take_over && !claim_holds(claim->cache, snapshot))
+            return 1;
+        doubt_error(snapshot, err);
+        return -1;
+    }
+    return 0;
+}
+
+static int claim_find(struct claim *claim, struct snapshot **ret, struct error *err)
+{
+    if (claim->id[0]) {
+        *ret = store_find(claim->cache->store, claim->id);
+        return *ret ? claim_check(claim, *ret, err) : 0;
+    }
+    unsigned count;
+    *ret = cache_next_ready(claim->cache, &count);
+    if (count > 1)
+        return error_set(err, FAILURE_BUSY,
+                         "%u snapshots are there: say which with --snapshot (godwit status lists "
+                         "them)",
+                         count);
+    return count > 0;
+}
+
+void claim_open(struct cache *cache, struct client *client, const struct local_packet *packet)
+{
+    struct error err;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__restore_open__descriptor, packet->bytes, packet->length, &err);
+    const Godwit__Pb__RestoreOpen *open = (const Godwit__Pb__RestoreOpen *)message;
+    if (open && *open->id && !snapshot_id_valid(open->id)) {
+        error_set(&err, FAILURE_USAGE, "%s is not a snapshot id", open->id);
+        open = NULL;
+    }
+    struct claim *claim = open ? calloc(1, sizeof(*claim)) : NULL;
+    if (open && !claim)
+        error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "a restore");
+    if (!claim) {
+        client_fail(client, &err);
+        return;
+    }
+    *claim = (struct claim){
+        .cache = cache,
+        .next = cache->claims,
+        .client = client,
+        .keep = open->keep,
+        .take_over = open->take_over,
+        .since_usec = now_usec(),
+        .wait_usec = open->wait_usec,
+    };
+    strcpy(claim->id, open->id);
+    cache->claims = claim;
+    struct snapshot *snapshot = NULL;
+    int r = getrandom(&claim->token, sizeof(claim->token), 0) < 0
+                ? error_set_errno(&err, FAILURE_SYSTEM, errno, "getrandom")
+                : claim_find(claim, &snapshot, &err);
+    claim->token |= 1;
+    if (r < 0)
+        claim_fail(claim, &err);
+    else if (r > 0)
+        claim_take(claim, snapshot);
+}
+
+bool claims_snapshot_ready(struct cache *cache, struct snapshot *snapshot)
+{
+    for (struct claim *claim = cache->claims; claim; claim = claim->next) {
+        if (claim->snapshot ||
+            (claim->id[0] ? strcmp(claim->id, snapshot->id) != 0 : snapshot->kept))
+            continue;
+        claim_take(claim, snapshot);
+        return true;
+    }
+    return false;
+}
+
+void claims_snapshot_lost(struct cache *cache, const char *id, const struct error *err)
+{
+    for (struct claim *claim = cache->claims, *next; claim; claim = next) {
+        next = claim->next;
+        if (!claim->snapshot && (!claim->id[0] || strcmp(claim->id, id) == 0))
+            claim_fail(claim, err);
+    }
+}
+
+void claims_snapshot_forgotten(struct cache *cache, const struct snapshot *snapshot)
+{
+    for (struct claim *claim = cache->claims; claim; claim = claim->next) {
+        if (claim->snapshot == snapshot) {
+            claim_free(claim);
+            return;
+        }
+    }
+}
+
+void claims_tick(struct cache *cache)
+{
+    for (struct claim *claim = cache->claims, *next; claim; claim = next) {
+        next = claim->next;
+        if (claim->snapshot) {
+            client_progress(claim->client, claim->snapshot->bytes,
+                            snapshot_state_name(claim->snapshot->state));
+            continue;
+        }
+        if (now_usec() - claim->since_usec < claim->wait_usec) {
+            client_progress(claim->client, 0, "waiting");
+            continue;
+        }
+        struct error err;
+        const struct snapshot *snapshot = claim->id[0] ? store_find(cache->store, claim->id) : NULL;
+        error_set(&err, FAILURE_NOT_FOUND, "%s%s: %s", claim->id[0] ? "snapshot " : "no snapshot",
+                  claim->id,
+                  snapshot ? "is not complete" : "the image-cache has none, and the wait is over");
+        claim_fail(claim, &err);
+    }
+}
+
+/* ---- restoring it ---- */
+
+bool claim_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
+{
+    for (struct claim *claim = cache->claims; claim; claim = claim->next) {
+        if (!claim->snapshot || claim->token != ask->token)
+            continue;
+        bool resumed = strcmp(ask->action, "post-resume") == 0;
+        if (resumed) {
+            struct snapshot *snapshot = TAKE_PTR(claim->snapshot);
+            cache_snapshot_restored(cache, snapshot, claim->keep);
+            client_done(claim->client, 0);
+            claim_free(claim);
+        } else if (strcmp(ask->action, "post-restore") == 0) {
+            cache_set_state(cache, claim->snapshot, SNAPSHOT_STARTED);
+        }
+        client_hook(client, HOOK_YES, "");
+        return true;
+    }
+    return false;
+}
+
+void claim_exited(struct cache *cache, struct client *client, const struct local_packet *packet)
+{
+    struct error err;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__exited__descriptor, packet->bytes, packet->length, &err);
+    struct claim *claim = cache->claims;
+    while (claim && claim->client != client)
+        claim = claim->next;
+    if (!message || !claim || !claim->snapshot)
+        return;
+    struct snapshot *snapshot = TAKE_PTR(claim->snapshot);
+    int status = ((const Godwit__Pb__Exited *)message)->status;
+    if (status == 0) {
+        cache_snapshot_restored(cache, snapshot, claim->keep);
+        client_done(claim->client, 0);
+        claim_free(claim);
+        return;
+    }
+    if (status < 128) {
+        /* criu says that it failed, and then it has killed what it had built. */
+        error_set(&err, FAILURE_CRIU, "snapshot %s is still there for another try", snapshot->id);
+        cache_set_state(cache, snapshot, SNAPSHOT_READY);
+    } else if (snapshot->state == SNAPSHOT_RESTORING) {
+        error_set(&err, FAILURE_CRIU, "snapshot %s is still there for another try", snapshot->id);
+        cache_set_state(cache, snapshot, SNAPSHOT_READY);
+    } else {
+        doubt_error(snapshot, &err);
+    }
+    claim_fail(claim, &err);
+    if (snapshot->state == SNAPSHOT_READY)
+        cache_snapshot_ready(cache, snapshot);
+}
+
+void claims_client_gone(struct cache *cache, struct client *client)
+{
+    for (struct claim *claim = cache->claims; claim; claim = claim->next) {
+        if (claim->client != client)
+            continue;
+        struct snapshot *snapshot = claim->snapshot;
+        claim_free(claim);
+        /* Its criu may still be at work, but cannot start anything: its hook is unknown now. */
+        if (snapshot && snapshot->state == SNAPSHOT_RESTORING) {
+            cache_set_state(cache, snapshot, SNAPSHOT_READY);
+            cache_snapshot_ready(cache, snapshot);
+        }
+        return;
+    }
+}

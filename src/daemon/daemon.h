@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * What image-proxy and image-cache have in common: work-dir, one event loop, signals, the local
+ * socket with its clients, the once-a-half-second tick.
+ */
+#include <systemd/sd-event.h>
+
+#include "base/log.h"
+#include "daemon/daemonize.h"
+#include "daemon/local.h"
+
+#define DAEMON_DEFAULT_WORKDIR "/run/godwit"
+#define DAEMON_DEFAULT_ADDRESS "localhost"
+#define DAEMON_DEFAULT_PORT "9996"
+#define DAEMON_DEFAULT_SILENCE_USEC (10 * USEC_PER_SEC)
+
+/* The command line of a daemon.  Strings are borrowed. */
+struct daemon_options {
+    const char *address;
+    const char *port;
+    const char *workdir;
+    int ps_socket; /* a connected socket instead of address and port; -EBADF: none */
+    bool insecure;
+    bool once;
+    uint64_t memory_limit; /* of the cache, bytes; 0: 80 % of what is available */
+    uint64_t silence_usec;
+    enum log_level log_level;
+    struct daemonize daemonize;
+};
+
+struct daemon;
+
+/* Somebody connected to the local socket. */
+struct client {
+    struct daemon *daemon;
+    struct client *next;
+    sd_event_source *io;
+    int fd;
+    pid_t pid; /* of who connected */
+};
+
+struct daemon_ops {
+    /* A client has sent something. */
+    void (*packet)(struct daemon *daemon, struct client *client, struct local_packet *packet);
+    /* The client has closed its end; it is freed after the call. */
+    void (*gone)(struct daemon *daemon, struct client *client);
+    /* Every half second. */
+    void (*tick)(struct daemon *daemon);
+};
+
+struct daemon {
+    const struct daemon_options *options;
+    struct logger log;
+    sd_event *event;
+    int workdir;        /* descriptor */
+    char *workdir_path; /* absolute */
+    const char *socket_name;
+    int lock;
+    sd_event_source *listener, *signals[3], *ticker;
+    struct client *clients;
+    const struct daemon_ops *ops;
+    void *user; /* struct proxy or struct cache */
+};
+
+/*
+ * Opens the work-dir (made, mode 0700, if missing), takes its lock for this kind of daemon and
+ * listens on the local socket.  0, or -1 with *err set; daemon_close() is due either way.
+ */
+int daemon_open(struct daemon *daemon, const struct daemon_options *options, const char *name,
+                const char *socket_name, const struct daemon_ops *ops, void *user,
+                struct error *err);
+
+/* Tells that it is ready and serves until daemon_exit() or SIGTERM or SIGINT.  Exit status. */
+int daemon_run(struct daemon *daemon, struct error *err);
+void daemon_exit(struct daemon *daemon, int status);
+void daemon_close(struct daemon *daemon);
+
+/* Sends to a client; one that does not take it is closed by its next event. */
+void client_send(struct client *client, uint32_t kind, const ProtobufCMessage *message);
+void client_fail(struct client *client, const struct error *err);
+void client_done(struct client *client, uint64_t bytes);
+void client_progress(struct client *client, uint64_t bytes, const char *phase);
+
+/* The answer to a hook. */
+void client_hook(struct client *client, uint32_t kind, const char *text);
+
+/* Opens a work-dir for a client or a daemon; the path must not be a link.  fd, or a negative errno.
+ */
+int workdir_open(const char *path, bool create);
+
+/* The parent of a process, or 0. */
+pid_t process_parent(pid_t pid);

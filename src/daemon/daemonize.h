@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Becoming a daemon, for both daemons: fork and setsid, log file, pid file, and telling whoever
+ * waits that the work can begin (the starting process, --status-fd, systemd).
+ */
+#include "base/error.h"
+
+struct daemonize {
+    /* set by the caller; strings are borrowed */
+    bool background;     /* -d */
+    const char *log;     /* -o: absolute, or NULL: standard error stays */
+    const char *pidfile; /* NULL: none */
+    int status_fd;       /* gets one zero byte when ready, then is closed; -EBADF: none */
+    /* its own */
+    int starter; /* write end of the pipe on which the starting process waits */
+};
+
+/*
+ * With background: forks, and the starting process waits here until daemonize_ready(), then leaves
+ * with status 0, or, if the daemon dies before, with the daemon's status.  Standard error stays
+ * until then, so that what fails at the start is seen.
+ */
+int daemonize_begin(struct daemonize *daemonize, struct error *err);
+
+/* The daemon can be used from now on.  0, or -1 with *err set (the pid file cannot be written). */
+int daemonize_ready(struct daemonize *daemonize, struct error *err);
+
+/* Opens the log file anew, for log rotation. */
+void daemonize_reopen_log(const struct daemonize *daemonize);
+
+/* Removes the pid file. */
+void daemonize_end(const struct daemonize *daemonize);

@@ -1,0 +1,654 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One dump on the source host.
+ *
+ *   WAIT_LINK ──▶ OPENING ──▶ SENDING ──▶ ASKED ──▶ ALLOWED ──▶ DECIDED ──▶ OVER
+ *       └────────────┴───────────┴──────────┴──▶ (failed) ─────────────────────▲
+ *
+ *   OPENING  the cache has been asked whether it takes the snapshot
+ *   SENDING  criu dumps
+ *   ASKED    the post-dump hook asks; the images are sent and acknowledged while it waits
+ *   ALLOWED  the hook was told yes: criu kills the tasks, or does not; nothing but their end tells
+ *   DECIDED  the verdict is on its way to the cache
+ *
+ * Before ALLOWED every failure is the dump's failure: the hook is told no, and criu lets the
+ * process run on.  From then on the process itself is asked: when it has ended, the snapshot may be
+ * restored (commit); when criu has ended and the process has not, it must not (abort).  That holds
+ * whatever becomes of criu and of `godwit dump`.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "base/io.h"
+#include "criu/stream.h"
+#include "daemon/proxy.h"
+#include "migrate/sender.h"
+
+/* How long a process that criu has killed may take to go, once criu itself is gone. */
+#define GRACE_USEC (500 * USEC_PER_MSEC)
+#define GRACE_GOOD_EXIT_USEC (10 * USEC_PER_SEC)
+
+enum dump_state {
+    DUMP_WAIT_LINK,
+    DUMP_OPENING,
+    DUMP_SENDING,
+    DUMP_ASKED,
+    DUMP_ALLOWED,
+    DUMP_DECIDED,
+    DUMP_OVER,
+};
+
+static const char *const phase_names[] = {
+    [DUMP_WAIT_LINK] = "waiting for the link",
+    [DUMP_OPENING] = "opening",
+    [DUMP_SENDING] = "dumping",
+    [DUMP_ASKED] = "completing",
+    [DUMP_ALLOWED] = "ending the source",
+    [DUMP_DECIDED] = "telling the cache",
+    [DUMP_OVER] = "over",
+};
+
+struct dump {
+    struct proxy *proxy;
+    struct dump *next;
+    enum dump_state state;
+    char id[WIRE_ID_MAX + 1];
+    uint64_t token;
+    uint32_t pid;
+    char *command;
+    bool source_lives_on, commit;
+    uint64_t began_usec;
+    struct sender *sender;
+    struct client *client, *hook; /* NULL: none, or gone */
+    int pages_fd, images_fd;      /* until their doors are opened */
+
+    /* what is known of the source, once ALLOWED */
+    sd_event_source *root_io, *lifeline_io;
+    int root_fd;
+    bool root_ended, criu_ended, exit_known;
+    int exit_status;
+    uint64_t criu_ended_usec;
+
+    /* criu --stream */
+    sd_event_source *stream_io;
+    struct stream_parser parser;
+    char *stream_name; /* its pipe comes next */
+    pid_t criu_pid;
+    bool is_stream;
+};
+
+struct dump *dump_next(const struct dump *dump)
+{
+    return dump->next;
+}
+
+static struct error dump_error(enum failure code, const char *text)
+{
+    struct error err;
+    error_set(&err, code, "%s", text);
+    return err;
+}
+
+/* ---- the end of it ---- */
+
+static void dump_stop_listening(struct dump *dump)
+{
+    dump->root_io = sd_event_source_disable_unref(dump->root_io);
+    dump->lifeline_io = sd_event_source_disable_unref(dump->lifeline_io);
+    dump->stream_io = sd_event_source_disable_unref(dump->stream_io);
+    dump->pages_fd = close_fd(dump->pages_fd);
+    dump->images_fd = close_fd(dump->images_fd);
+}
+
+/* The dump is freed at the next tick; whoever waits has been told before. */
+static void dump_over(struct dump *dump, enum failure code)
+{
+    dump->state = DUMP_OVER;
+    dump_stop_listening(dump);
+    proxy_dump_over(dump->proxy, code);
+}
+
+static void dump_fail(struct dump *dump, const struct error *err)
+{
+    if (dump->state >= DUMP_ALLOWED)
+        return;
+    log_error(&dump->proxy->daemon.log, "dump %s: %s", dump->id, err->text);
+    dump->state = DUMP_OVER; /* so that what the sender reports from here on is no news */
+    if (dump->hook)
+        client_hook(dump->hook, HOOK_NO, err->text);
+    if (dump->client)
+        client_fail(dump->client, err);
+    if (dump->sender)
+        sender_fail(dump->sender, err);
+    dump_over(dump, err->code);
+}
+
+struct dump *dump_free(struct dump *dump)
+{
+    struct dump *next = dump->next;
+    dump_stop_listening(dump);
+    sender_free(dump->sender);
+    free(dump->command);
+    free(dump->stream_name);
+    free(dump);
+    return next;
+}
+
+/* ---- the verdict ---- */
+
+static void dump_decide(struct dump *dump, bool commit, const char *text)
+{
+    struct proxy *proxy = dump->proxy;
+    dump->commit = commit;
+    dump->state = DUMP_DECIDED;
+    if (!commit)
+        log_error(&proxy->daemon.log, "dump %s: %s", dump->id, text);
+    struct error err;
+    if (proxy_add_verdict(proxy, dump->id, commit, text) < 0) {
+        error_set_errno(&err, FAILURE_DOUBT, ENOMEM, "dump %s: telling the cache", dump->id);
+        if (dump->client)
+            client_fail(dump->client, &err);
+        dump_over(dump, FAILURE_DOUBT);
+        return;
+    }
+    if (!commit) {
+        error_set(&err, FAILURE_CRIU, "%s", text);
+        if (dump->client)
+            client_fail(dump->client, &err);
+    }
+}
+
+/* Looks at what is known of criu and of the process, and decides when it is enough. */
+static void dump_evaluate(struct dump *dump)
+{
+    if (dump->state != DUMP_ALLOWED)
+        return;
+    if (dump->source_lives_on) {
+        if (dump->exit_known && dump->exit_status == 0)
+            dump_decide(dump, true, "");
+        else if (dump->exit_known || (dump->criu_ended && !dump->client))
+            dump_decide(dump, false, "criu failed after the dump; the process runs on");
+        return;
+    }
+    if (dump->root_ended) {
+        dump_decide(dump, true, "");
+        return;
+    }
+    if (!dump->criu_ended && !dump->exit_known)
+        return;
+    if (dump->root_fd < 0) {
+        /* criu --stream without a hook, or one that did not tell: criu's end is all there is. */
+        dump_decide(dump, true, "");
+        return;
+    }
+    bool good = dump->exit_known && dump->exit_status == 0;
+    if (now_usec() - dump->criu_ended_usec > (good ? GRACE_GOOD_EXIT_USEC : GRACE_USEC))
+        dump_decide(dump, false,
+                    good ? "criu ended well and the process still runs: was it told to leave it?"
+                         : "criu failed after the dump; the process runs on");
+}
+
+static void dump_criu_ended(struct dump *dump)
+{
+    if (!dump->criu_ended) {
+        dump->criu_ended = true;
+        dump->criu_ended_usec = now_usec();
+    }
+    dump_evaluate(dump);
+}
+
+void dump_verdict_known(struct dump *dump, const char *id)
+{
+    if (dump->state != DUMP_DECIDED || strcmp(dump->id, id) != 0)
+        return;
+    if (dump->commit) {
+        log_info(&dump->proxy->daemon.log, "dump %s: complete, %llu bytes", dump->id,
+                 (unsigned long long)sender_bytes(dump->sender));
+        if (dump->client)
+            client_done(dump->client, sender_bytes(dump->sender));
+    }
+    dump_over(dump, dump->commit ? FAILURE_NONE : FAILURE_CRIU);
+}
+
+static int on_root(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)fd;
+    (void)events;
+    struct dump *dump = user;
+    sd_event_source_set_enabled(source, SD_EVENT_OFF);
+    dump->root_ended = true;
+    dump_evaluate(dump);
+    return 0;
+}
+
+static int on_lifeline(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)fd;
+    (void)events;
+    sd_event_source_set_enabled(source, SD_EVENT_OFF);
+    dump_criu_ended(user);
+    return 0;
+}
+
+/* Watches a descriptor and owns it from here on. */
+static int dump_watch(struct dump *dump, sd_event_source **source, int fd,
+                      sd_event_io_handler_t handler)
+{
+    int r = sd_event_add_io(dump->proxy->daemon.event, source, fd, EPOLLIN, handler, dump);
+    if (r < 0) {
+        close_fd(fd);
+        return r;
+    }
+    return sd_event_source_set_io_fd_own(*source, true);
+}
+
+static int dump_watch_root(struct dump *dump, int pidfd)
+{
+    dump->root_fd = pidfd;
+    return dump_watch(dump, &dump->root_io, pidfd, on_root);
+}
+
+/* ---- the sender ---- */
+
+static void dump_allow(struct dump *dump)
+{
+    dump->state = DUMP_ALLOWED;
+    if (dump->hook)
+        client_hook(dump->hook, HOOK_YES, "");
+    /* criu --stream with no hook has done its worst already. */
+    dump_evaluate(dump);
+}
+
+static void dump_opened(struct dump *dump)
+{
+    dump->state = DUMP_SENDING;
+    int r = dump->pages_fd >= 0 ? sender_open_page_door(dump->sender, TAKE_FD(dump->pages_fd)) : 0;
+    if (r < 0) {
+        struct error err;
+        error_set_errno(&err, FAILURE_SYSTEM, r, "dump %s", dump->id);
+        dump_fail(dump, &err);
+        return;
+    }
+    if (dump->stream_io)
+        sd_event_source_set_enabled(dump->stream_io, SD_EVENT_ON);
+    if (!dump->client)
+        return;
+    Godwit__Pb__DumpOpened opened = GODWIT__PB__DUMP_OPENED__INIT;
+    opened.id = dump->id;
+    opened.token = dump->token;
+    client_send(dump->client, LOCAL_DUMP_OPENED, &opened.base);
+}
+
+static void on_sender_changed(struct sender *sender, void *user)
+{
+    struct dump *dump = user;
+    if (dump->state == DUMP_OVER)
+        return;
+    switch (sender_state(sender)) {
+    case SENDER_BEGUN:
+    case SENDER_ENDING:
+        return;
+    case SENDER_SENDING:
+        dump_opened(dump);
+        return;
+    case SENDER_ACKED:
+        dump_allow(dump);
+        return;
+    case SENDER_FAILED:
+        dump_fail(dump, sender_error(sender));
+        return;
+    }
+}
+
+static const struct sender_ops sender_ops = {.changed = on_sender_changed};
+
+void dump_link_up(struct dump *dump)
+{
+    if (dump->state != DUMP_WAIT_LINK)
+        return;
+    struct proxy *proxy = dump->proxy;
+    Godwit__Pb__SnapshotBegin begin = GODWIT__PB__SNAPSHOT_BEGIN__INIT;
+    begin.id = dump->id;
+    begin.pid = dump->pid;
+    begin.command = dump->command;
+    begin.source_lives_on = dump->source_lives_on;
+    dump->state = DUMP_OPENING;
+    dump->sender = sender_new(proxy->daemon.event, proxy->link, ++proxy->last_session, &begin,
+                              &sender_ops, dump);
+    if (!dump->sender) {
+        struct error err = dump_error(FAILURE_SYSTEM, "no memory for a dump");
+        dump_fail(dump, &err);
+    }
+}
+
+void dump_link_down(struct dump *dump, const struct error *err)
+{
+    if (!dump->sender || dump->state == DUMP_OVER)
+        return;
+    if (dump->state < DUMP_ALLOWED) {
+        sender_link_down(dump->sender, err);
+        return;
+    }
+    if (dump->state != DUMP_DECIDED || !dump->commit || !dump->client)
+        return;
+    struct error doubt;
+    error_set(&doubt, FAILURE_DOUBT,
+              "snapshot %s is complete on the other host, the process has ended here, and the link "
+              "broke before the cache was told: the proxy goes on trying; if it cannot, `godwit "
+              "restore --remote --snapshot %s --take-over` there",
+              dump->id, dump->id);
+    client_fail(dump->client, &doubt);
+    dump->client = NULL;
+}
+
+bool dump_has_session(const struct dump *dump, uint32_t session)
+{
+    return dump->sender && sender_session(dump->sender) == session;
+}
+
+int dump_control(struct dump *dump, const struct frame *frame, const uint8_t *payload,
+                 struct error *err)
+{
+    return sender_control(dump->sender, frame, payload, err);
+}
+
+/* ---- opening ---- */
+
+static struct dump *dump_new(struct proxy *proxy, const char *id, uint32_t pid, const char *command)
+{
+    struct dump *dump = calloc(1, sizeof(*dump));
+    if (!dump)
+        return NULL;
+    *dump = (struct dump){
+        .proxy = proxy,
+        .pid = pid,
+        .command = strdup(command),
+        .began_usec = now_usec(),
+        .pages_fd = -EBADF,
+        .images_fd = -EBADF,
+        .root_fd = -EBADF,
+    };
+    if (!dump->command || getrandom(&dump->token, sizeof(dump->token), 0) < 0) {
+        free(dump->command);
+        free(dump);
+        return NULL;
+    }
+    dump->token |= 1; /* 0 means: by criu's process id */
+    if (*id)
+        snprintf(dump->id, sizeof(dump->id), "%s", id);
+    else
+        snprintf(dump->id, sizeof(dump->id), "%u-%06x", pid, (unsigned)(dump->token >> 40));
+    return dump;
+}
+
+static void dump_start(struct dump *dump)
+{
+    struct proxy *proxy = dump->proxy;
+    dump->next = proxy->dumps;
+    proxy->dumps = dump;
+    if (proxy->link_up)
+        dump_link_up(dump);
+}
+
+static bool dump_is_under_way(const struct proxy *proxy, uint32_t pid)
+{
+    for (const struct dump *dump = proxy->dumps; dump; dump = dump->next) {
+        if (dump->pid == pid && !dump->is_stream && dump->state != DUMP_OVER)
+            return true;
+    }
+    return false;
+}
+
+static int dump_take_fds(struct dump *dump, struct local_packet *packet)
+{
+    dump->pages_fd = TAKE_FD(packet->fds[DUMP_FD_PAGES]);
+    dump->images_fd = TAKE_FD(packet->fds[DUMP_FD_IMAGES]);
+    int r = dump_watch_root(dump, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
+    if (r >= 0)
+        r = dump_watch(dump, &dump->lifeline_io, TAKE_FD(packet->fds[DUMP_FD_LIFELINE]),
+                       on_lifeline);
+    return r;
+}
+
+void dump_open(struct proxy *proxy, struct client *client, struct local_packet *packet)
+{
+    struct error err;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__dump_open__descriptor, packet->bytes, packet->length, &err);
+    const Godwit__Pb__DumpOpen *open = (const Godwit__Pb__DumpOpen *)message;
+    if (open && *open->id && !snapshot_id_valid(open->id)) {
+        error_set(&err, FAILURE_USAGE, "snapshot id %s: use letters, digits, dots, dashes",
+                  open->id);
+        open = NULL;
+    } else if (open && dump_is_under_way(proxy, open->pid)) {
+        error_set(&err, FAILURE_BUSY, "process %u is being dumped already", open->pid);
+        open = NULL;
+    }
+    if (!open) {
+        client_fail(client, &err);
+        return;
+    }
+    struct dump *dump = dump_new(proxy, open->id, open->pid, open->command);
+    if (!dump) {
+        err = dump_error(FAILURE_SYSTEM, "no memory for a dump");
+        client_fail(client, &err);
+        return;
+    }
+    dump->client = client;
+    dump->source_lives_on = open->source_lives_on;
+    int r = dump_take_fds(dump, packet);
+    if (r < 0) {
+        error_set_errno(&err, FAILURE_SYSTEM, r, "dump %s", dump->id);
+        client_fail(client, &err);
+        dump_free(dump);
+        return;
+    }
+    log_info(&proxy->daemon.log, "dump %s: process %u (%s)", dump->id, dump->pid, dump->command);
+    dump_start(dump);
+}
+
+/* ---- criu --stream ---- */
+
+static void dump_stream_fail(struct dump *dump, int error_number, const char *what)
+{
+    struct error err;
+    error_set_errno(&err, FAILURE_CRIU, error_number, "criu --stream: %s", what);
+    dump_fail(dump, &err);
+}
+
+static void dump_stream_end(struct dump *dump)
+{
+    dump->stream_io = sd_event_source_disable_unref(dump->stream_io);
+    if (dump->state != DUMP_SENDING) {
+        dump_criu_ended(dump);
+        return;
+    }
+    /* No hook: criu has written all there is, or has given up; inventory.img comes last. */
+    dump->criu_ended = true;
+    if (sender_has_inventory(dump->sender)) {
+        dump->state = DUMP_ASKED;
+        sender_finish(dump->sender);
+        return;
+    }
+    struct error err = dump_error(FAILURE_CRIU, "criu --stream ended before its inventory.img");
+    dump_fail(dump, &err);
+}
+
+static void dump_stream_pipe(struct dump *dump, int fd)
+{
+    dump->parser.want_pipe = false;
+    _cleanup_free_ char *name = TAKE_PTR(dump->stream_name);
+    if (fd < 0) {
+        dump_stream_fail(dump, EBADMSG, "no pipe came with the byte");
+        return;
+    }
+    int r = sender_open_pipe(dump->sender, name, fd);
+    if (r < 0)
+        dump_stream_fail(dump, r, "opening an image");
+}
+
+static int on_stream(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct dump *dump = user;
+    uint8_t bytes[512];
+    int passed;
+    ssize_t n = stream_receive(fd, bytes, MIN(stream_want(&dump->parser), sizeof(bytes)), &passed);
+    if (n == -EAGAIN)
+        return 0;
+    if (n <= 0) {
+        dump_stream_end(dump);
+        return 0;
+    }
+    if (dump->parser.want_pipe) {
+        dump_stream_pipe(dump, passed);
+        return 0;
+    }
+    close_fd(passed);
+    struct error err;
+    int r = stream_take(&dump->parser, bytes, (size_t)n, &dump->stream_name, &err);
+    if (r < 0)
+        dump_fail(dump, &err);
+    else if (r > 0)
+        dump->parser.want_pipe = true;
+    return 0;
+}
+
+void dump_open_stream(struct proxy *proxy, int fd)
+{
+    struct ucred peer = {0};
+    socklen_t length = sizeof(peer);
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+    struct dump *dump = dump_new(proxy, "", (uint32_t)peer.pid, "criu --stream");
+    if (!dump) {
+        close_fd(fd);
+        return;
+    }
+    dump->is_stream = true;
+    dump->criu_pid = peer.pid;
+    if (dump_watch(dump, &dump->stream_io, fd, on_stream) < 0) {
+        dump_free(dump);
+        return;
+    }
+    /* criu waits in its pipes until the cache has taken the snapshot. */
+    sd_event_source_set_enabled(dump->stream_io, SD_EVENT_OFF);
+    log_info(&proxy->daemon.log, "dump %s: criu %d streams", dump->id, peer.pid);
+    dump_start(dump);
+}
+
+/* ---- hooks and clients ---- */
+
+static struct dump *dump_for_hook(struct proxy *proxy, const struct client *client,
+                                  const struct hook_ask *ask)
+{
+    pid_t criu = ask->token ? 0 : process_parent(client->pid);
+    for (struct dump *dump = proxy->dumps; dump; dump = dump->next) {
+        if (dump->state == DUMP_SENDING &&
+            (ask->token ? dump->token == ask->token : dump->is_stream && dump->criu_pid == criu))
+            return dump;
+    }
+    return NULL;
+}
+
+void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask *ask)
+{
+    struct dump *dump = dump_for_hook(proxy, client, ask);
+    if (!dump) {
+        client_hook(client, HOOK_NO, "the proxy knows no such dump");
+        return;
+    }
+    dump->hook = client;
+    int r = 0;
+    if (dump->is_stream && ask->root_pid) {
+        int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)ask->root_pid, 0);
+        r = pidfd < 0 ? -errno : dump_watch_root(dump, pidfd);
+    } else if (!dump->is_stream) {
+        r = sender_open_directory(dump->sender, TAKE_FD(dump->images_fd));
+    }
+    if (r < 0) {
+        struct error err;
+        error_set_errno(&err, FAILURE_SYSTEM, r, "dump %s", dump->id);
+        dump_fail(dump, &err);
+        return;
+    }
+    dump->state = DUMP_ASKED;
+    sender_finish(dump->sender);
+}
+
+void dump_exited(struct proxy *proxy, struct client *client, const struct local_packet *packet)
+{
+    struct error err;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__exited__descriptor, packet->bytes, packet->length, &err);
+    struct dump *dump = proxy->dumps;
+    while (dump && (dump->client != client || dump->state == DUMP_OVER))
+        dump = dump->next;
+    if (!message || !dump)
+        return;
+    dump->exit_known = true;
+    dump->exit_status = ((const Godwit__Pb__Exited *)message)->status;
+    if (dump->state < DUMP_ALLOWED) {
+        error_set(&err, FAILURE_CRIU, "criu ended with status %d before the dump was complete",
+                  dump->exit_status);
+        dump_fail(dump, &err);
+        return;
+    }
+    dump_criu_ended(dump);
+}
+
+void dump_client_gone(struct dump *dump, struct client *client)
+{
+    if (dump->hook == client)
+        dump->hook = NULL;
+    if (dump->client == client)
+        dump->client = NULL;
+}
+
+/* ---- time ---- */
+
+void dump_tick(struct dump *dump)
+{
+    struct proxy *proxy = dump->proxy;
+    if (dump->state == DUMP_OVER) {
+        struct dump **at = &proxy->dumps;
+        while (*at != dump)
+            at = &(*at)->next;
+        *at = dump_free(dump);
+        return;
+    }
+    struct error err;
+    if (dump->state == DUMP_WAIT_LINK &&
+        now_usec() - dump->began_usec > proxy->daemon.options->silence_usec) {
+        err = proxy->link_error;
+        if (!err.text[0])
+            error_set(&err, FAILURE_PEER, "no image-cache answers at %s", proxy->peer);
+        dump_fail(dump, &err);
+        return;
+    }
+    if (dump->state < DUMP_ALLOWED && dump->criu_ended && !dump->is_stream) {
+        err = dump_error(FAILURE_CRIU, "criu ended before the dump was complete");
+        dump_fail(dump, &err);
+        return;
+    }
+    dump_evaluate(dump);
+    if (dump->client)
+        client_progress(dump->client, dump->sender ? sender_bytes(dump->sender) : 0,
+                        phase_names[dump->state]);
+    if (dump->hook && dump->state == DUMP_ASKED)
+        client_hook(dump->hook, HOOK_WAIT, "");
+}
+
+void dump_describe(const struct dump *dump, Godwit__Pb__StatusSnapshot *ret)
+{
+    ret->id = (char *)dump->id;
+    ret->state = (char *)phase_names[dump->state];
+    ret->pid = dump->pid;
+    ret->command = dump->command;
+    ret->bytes = dump->sender ? sender_bytes(dump->sender) : 0;
+    ret->age_usec = now_usec() - dump->began_usec;
+}

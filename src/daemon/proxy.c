@@ -1,0 +1,436 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon/proxy.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "base/io.h"
+#include "wire/tcp.h"
+
+#define CAPTURE_SOCKET "streamer-capture.sock"
+#define REDIAL_USEC (200 * USEC_PER_MSEC)
+
+/* The way to a link: addresses are tried one after the other, and again after a pause. */
+struct dialler {
+    struct proxy *proxy;
+    struct tcp_dial dial;
+    sd_event_source *io, *pause;
+    uint64_t began; /* of the present attempt */
+};
+
+/* ---- verdicts ---- */
+
+static void proxy_send_verdict(struct proxy *proxy, const struct verdict *verdict)
+{
+    if (!proxy->link_up)
+        return;
+    Godwit__Pb__Verdict message = GODWIT__PB__VERDICT__INIT;
+    message.id = verdict->id;
+    message.commit = verdict->commit;
+    message.text = verdict->text;
+    link_send(proxy->link, FRAME_VERDICT, 0, 0, &message.base);
+}
+
+static struct verdict *verdict_free(struct verdict *verdict)
+{
+    if (verdict) {
+        free(verdict->id);
+        free(verdict->text);
+        free(verdict);
+    }
+    return NULL;
+}
+
+int proxy_add_verdict(struct proxy *proxy, const char *id, bool commit, const char *text)
+{
+    struct verdict *verdict = calloc(1, sizeof(*verdict));
+    if (!verdict)
+        return -ENOMEM;
+    *verdict = (struct verdict){.id = strdup(id), .commit = commit, .text = strdup(text)};
+    if (!verdict->id || !verdict->text) {
+        verdict_free(verdict);
+        return -ENOMEM;
+    }
+    verdict->next = proxy->verdicts;
+    proxy->verdicts = verdict;
+    proxy_send_verdict(proxy, verdict);
+    return 0;
+}
+
+static void proxy_forget_verdict(struct proxy *proxy, const char *id)
+{
+    for (struct verdict **at = &proxy->verdicts; *at;) {
+        struct verdict *verdict = *at;
+        if (strcmp(verdict->id, id) == 0) {
+            *at = verdict->next;
+            verdict_free(verdict);
+        } else {
+            at = &verdict->next;
+        }
+    }
+}
+
+static int proxy_take_verdict_ack(struct proxy *proxy, const struct frame *frame,
+                                  const uint8_t *payload, struct error *err)
+{
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__verdict_ack__descriptor, payload, frame->length, err);
+    if (!message)
+        return -1;
+    const char *id = ((const Godwit__Pb__VerdictAck *)message)->id;
+    proxy_forget_verdict(proxy, id);
+    for (struct dump *dump = proxy->dumps; dump; dump = dump_next(dump))
+        dump_verdict_known(dump, id);
+    return 0;
+}
+
+/* ---- the link ---- */
+
+static void proxy_redial(struct proxy *proxy, const struct error *err);
+
+static void on_link_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
+{
+    (void)link;
+    struct proxy *proxy = user;
+    proxy->link_up = true;
+    log_info(&proxy->daemon.log, "linked to image-cache on %.64s (%.64s)", hello->hostname,
+             hello->software);
+    for (const struct verdict *verdict = proxy->verdicts; verdict; verdict = verdict->next)
+        proxy_send_verdict(proxy, verdict);
+    for (struct dump *dump = proxy->dumps; dump; dump = dump_next(dump))
+        dump_link_up(dump);
+}
+
+static int on_link_control(struct link *link, const struct frame *frame, const uint8_t *payload,
+                           void *user, struct error *err)
+{
+    (void)link;
+    struct proxy *proxy = user;
+    if (frame->type == FRAME_VERDICT_ACK)
+        return proxy_take_verdict_ack(proxy, frame, payload, err);
+    for (struct dump *dump = proxy->dumps; dump; dump = dump_next(dump)) {
+        if (dump_has_session(dump, frame->session))
+            return dump_control(dump, frame, payload, err);
+    }
+    if (frame->type == FRAME_SNAPSHOT_REFUSE || frame->type == FRAME_SNAPSHOT_ACCEPT ||
+        frame->type == FRAME_SNAPSHOT_ACK)
+        return 0; /* it crossed our abort, and the dump is over */
+    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a proxy",
+                     frame_name(frame->type));
+}
+
+static int on_link_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
+                              void **ret_place, size_t *ret_length, void *user, struct error *err)
+{
+    (void)link;
+    (void)done;
+    (void)ret_place;
+    (void)ret_length;
+    (void)user;
+    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a proxy",
+                     frame_name(frame->type));
+}
+
+static void on_link_down(struct link *link, const struct error *err, void *user)
+{
+    (void)link;
+    struct proxy *proxy = user;
+    struct error reason = *err;
+    if (reason.code == FAILURE_NONE)
+        error_set(&reason, FAILURE_PEER, "the image-cache ended");
+    error_prefix(&reason, "link to image-cache %s", proxy->peer);
+    log_error(&proxy->daemon.log, "%s", reason.text);
+    bool was_up = proxy->link_up;
+    proxy->link_up = false;
+    for (struct dump *dump = proxy->dumps, *next; dump; dump = next) {
+        next = dump_next(dump);
+        if (was_up)
+            dump_link_down(dump, &reason);
+    }
+    proxy->link = link_free(proxy->link);
+    proxy_redial(proxy, &reason);
+}
+
+static const struct link_ops link_ops = {
+    .up = on_link_up,
+    .control = on_link_control,
+    .bulk_place = on_link_bulk_place,
+    .down = on_link_down,
+};
+
+static int proxy_take_socket(struct proxy *proxy, int fd)
+{
+    proxy->link =
+        link_new(proxy->daemon.event, fd, proxy->daemon.options->silence_usec, &link_ops, proxy);
+    return proxy->link ? 0 : -errno;
+}
+
+/* ---- dialling ---- */
+
+static void dialler_connected(struct dialler *dialler, int fd)
+{
+    struct proxy *proxy = dialler->proxy;
+    tcp_dial_end(&dialler->dial);
+    int r = proxy_take_socket(proxy, fd);
+    if (r < 0) {
+        struct error err;
+        error_set_errno(&err, FAILURE_SYSTEM, r, "the link");
+        proxy_redial(proxy, &err);
+    }
+}
+
+static int on_dialled(sd_event_source *source, int fd, uint32_t events, void *user);
+
+static void dialler_go_on(struct dialler *dialler, int fd, const struct error *err)
+{
+    struct proxy *proxy = dialler->proxy;
+    dialler->io = sd_event_source_disable_unref(dialler->io);
+    if (fd >= 0 && sd_event_add_io(proxy->daemon.event, &dialler->io, fd, EPOLLOUT, on_dialled,
+                                   dialler) >= 0) {
+        sd_event_source_set_io_fd_own(dialler->io, true);
+        dialler->began = now_usec();
+        return;
+    }
+    close_fd(fd);
+    tcp_dial_end(&dialler->dial);
+    proxy_redial(proxy, err);
+}
+
+static void dialler_next(struct dialler *dialler, int error_number)
+{
+    struct error err;
+    error_set_errno(&err, FAILURE_PEER, error_number, "no image-cache at %s", dialler->proxy->peer);
+    struct error ignored;
+    dialler_go_on(dialler, tcp_dial_next(&dialler->dial, &ignored), &err);
+}
+
+static int on_dialled(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct dialler *dialler = user;
+    int error_number = 0;
+    socklen_t length = sizeof(error_number);
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error_number, &length) < 0)
+        error_number = errno;
+    if (error_number) {
+        dialler_next(dialler, error_number);
+        return 0;
+    }
+    sd_event_source_set_io_fd_own(dialler->io, false);
+    dialler->io = sd_event_source_disable_unref(dialler->io);
+    dialler_connected(dialler, fd);
+    return 0;
+}
+
+static int on_redial(sd_event_source *source, uint64_t usec, void *user)
+{
+    (void)source;
+    (void)usec;
+    struct dialler *dialler = user;
+    const struct daemon_options *options = dialler->proxy->daemon.options;
+    struct error err;
+    int fd =
+        tcp_dial_begin(&dialler->dial, options->address, options->port, options->insecure, &err);
+    dialler_go_on(dialler, fd, &err);
+    return 0;
+}
+
+static void proxy_redial(struct proxy *proxy, const struct error *err)
+{
+    /* Only a change is worth a line: a cache that is not there yet is asked five times a second. */
+    if (strcmp(proxy->link_error.text, err->text) != 0)
+        log_info(&proxy->daemon.log, "%s", err->text);
+    proxy->link_error = *err;
+    if (!proxy->dialler) {
+        daemon_exit(&proxy->daemon, proxy->dumps ? FAILURE_PEER : (int)err->code);
+        return;
+    }
+    struct dialler *dialler = proxy->dialler;
+    sd_event_source_set_time_relative(dialler->pause, REDIAL_USEC);
+    sd_event_source_set_enabled(dialler->pause, SD_EVENT_ONESHOT);
+}
+
+static void dialler_tick(struct dialler *dialler)
+{
+    if (dialler->io && now_usec() - dialler->began > dialler->proxy->daemon.options->silence_usec)
+        dialler_next(dialler, ETIMEDOUT);
+}
+
+static struct dialler *dialler_free(struct dialler *dialler)
+{
+    if (!dialler)
+        return NULL;
+    sd_event_source_disable_unref(dialler->io);
+    sd_event_source_disable_unref(dialler->pause);
+    tcp_dial_end(&dialler->dial);
+    free(dialler);
+    return NULL;
+}
+
+/* The first attempt is made here, so that an address that can never do ends the daemon at once. */
+static int proxy_dial(struct proxy *proxy, struct error *err)
+{
+    const struct daemon_options *options = proxy->daemon.options;
+    struct dialler *dialler = calloc(1, sizeof(*dialler));
+    if (!dialler)
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "the link");
+    dialler->proxy = proxy;
+    proxy->dialler = dialler;
+    int r = sd_event_add_time_relative(proxy->daemon.event, &dialler->pause, CLOCK_MONOTONIC, 0,
+                                       USEC_PER_MSEC, on_redial, dialler);
+    if (r >= 0)
+        r = sd_event_source_set_enabled(dialler->pause, SD_EVENT_OFF);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the link");
+    int fd =
+        tcp_dial_begin(&dialler->dial, options->address, options->port, options->insecure, err);
+    if (fd < 0 && err->code == FAILURE_USAGE)
+        return -1;
+    dialler_go_on(dialler, fd, err);
+    return 0;
+}
+
+/* ---- local clients ---- */
+
+static void proxy_status(struct proxy *proxy, struct client *client)
+{
+    Godwit__Pb__Status status = GODWIT__PB__STATUS__INIT;
+    status.daemon = (char *)"image-proxy";
+    status.peer = proxy->peer;
+    status.link = proxy->link_up ? (char *)"up" : proxy->link_error.text;
+    client_send(client, LOCAL_STATUS_DAEMON, &status.base);
+    for (const struct dump *dump = proxy->dumps; dump; dump = dump_next(dump)) {
+        Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
+        dump_describe(dump, &snapshot);
+        client_send(client, LOCAL_STATUS_SNAPSHOT, &snapshot.base);
+    }
+    for (const struct verdict *verdict = proxy->verdicts; verdict; verdict = verdict->next) {
+        Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
+        snapshot.id = verdict->id;
+        snapshot.state = verdict->commit ? (char *)"commit-untold" : (char *)"abort-untold";
+        client_send(client, LOCAL_STATUS_SNAPSHOT, &snapshot.base);
+    }
+    client_done(client, 0);
+}
+
+static void on_packet(struct daemon *daemon, struct client *client, struct local_packet *packet)
+{
+    struct proxy *proxy = daemon->user;
+    struct hook_ask ask = {.kind = packet->kind};
+    struct error err;
+    switch (packet->kind) {
+    case HOOK_ASK:
+        if (packet->length == sizeof(ask) - sizeof(ask.kind)) {
+            memcpy((char *)&ask + sizeof(ask.kind), packet->bytes, packet->length);
+            dump_hook(proxy, client, &ask);
+        }
+        return;
+    case LOCAL_DUMP_OPEN:
+        dump_open(proxy, client, packet);
+        return;
+    case LOCAL_EXITED:
+        dump_exited(proxy, client, packet);
+        return;
+    case LOCAL_STATUS:
+        proxy_status(proxy, client);
+        return;
+    default:
+        error_set(&err, FAILURE_USAGE, "an image-proxy does not do that");
+        client_fail(client, &err);
+    }
+}
+
+static void on_gone(struct daemon *daemon, struct client *client)
+{
+    struct proxy *proxy = daemon->user;
+    for (struct dump *dump = proxy->dumps; dump; dump = dump_next(dump))
+        dump_client_gone(dump, client);
+}
+
+static void on_tick(struct daemon *daemon)
+{
+    struct proxy *proxy = daemon->user;
+    if (proxy->dialler)
+        dialler_tick(proxy->dialler);
+    for (struct dump *dump = proxy->dumps, *next; dump; dump = next) {
+        next = dump_next(dump);
+        dump_tick(dump);
+    }
+}
+
+static const struct daemon_ops daemon_ops = {.packet = on_packet, .gone = on_gone, .tick = on_tick};
+
+static int on_capture(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (accepted >= 0)
+        dump_open_stream(user, accepted);
+    return 0;
+}
+
+void proxy_dump_over(struct proxy *proxy, enum failure code)
+{
+    if (proxy->daemon.options->once)
+        daemon_exit(&proxy->daemon, (int)code);
+}
+
+/* ---- its life ---- */
+
+static int proxy_open(struct proxy *proxy, const struct daemon_options *options, struct error *err)
+{
+    if (daemon_open(&proxy->daemon, options, "image-proxy", LOCAL_PROXY_SOCKET, &daemon_ops, proxy,
+                    err) < 0)
+        return -1;
+    int fd = unix_listen_at(proxy->daemon.workdir, CAPTURE_SOCKET, SOCK_STREAM);
+    int r = fd < 0 ? fd
+                   : sd_event_add_io(proxy->daemon.event, &proxy->capture, fd, EPOLLIN, on_capture,
+                                     proxy);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "%s/%s", proxy->daemon.workdir_path,
+                               CAPTURE_SOCKET);
+    sd_event_source_set_io_fd_own(proxy->capture, true);
+    if (options->ps_socket < 0) {
+        snprintf(proxy->peer, sizeof(proxy->peer), "%s, port %s", options->address, options->port);
+        return proxy_dial(proxy, err);
+    }
+    snprintf(proxy->peer, sizeof(proxy->peer), "on descriptor %d", options->ps_socket);
+    r = proxy_take_socket(proxy, options->ps_socket);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "--ps-socket %d", options->ps_socket)
+                 : 0;
+}
+
+static void proxy_close(struct proxy *proxy)
+{
+    while (proxy->dumps)
+        proxy->dumps = dump_free(proxy->dumps);
+    while (proxy->verdicts)
+        proxy_forget_verdict(proxy, proxy->verdicts->id);
+    if (proxy->capture)
+        unlinkat(proxy->daemon.workdir, CAPTURE_SOCKET, 0);
+    sd_event_source_disable_unref(proxy->capture);
+    dialler_free(proxy->dialler);
+    if (proxy->link && link_is_up(proxy->link)) {
+        struct error goodbye = {.code = FAILURE_NONE, .text = ""};
+        link_goodbye(proxy->link, &goodbye);
+    }
+    link_free(proxy->link);
+    daemon_close(&proxy->daemon);
+}
+
+int proxy_run(const struct daemon_options *options, struct error *err)
+{
+    struct proxy *proxy = calloc(1, sizeof(*proxy));
+    if (!proxy)
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "image-proxy");
+    int r = proxy_open(proxy, options, err);
+    if (r == 0)
+        r = daemon_run(&proxy->daemon, err);
+    proxy_close(proxy);
+    free(proxy);
+    return r;
+}

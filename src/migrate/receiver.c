@@ -1,0 +1,608 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrate/receiver.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "base/digest.h"
+#include "base/io.h"
+#include "criu/page_server.h"
+#include "criu/pagemap.h"
+
+enum {
+    ITEMS_MAX = 100000,
+    SINK_BYTES = 64 << 10, /* where what is not wanted any more lands */
+};
+
+#define PAGEMAP_IMAGE_MAX GIB(1) /* a pagemap image describes terabytes in that */
+
+struct item {
+    bool is_space, ended;
+    char *name; /* of an image */
+    Godwit__Pb__SpaceBegin__Kind kind;
+    uint64_t id;
+    uint32_t pages_id; /* of a space: N of pages-N.img */
+    struct arena arena;
+    struct shadow *shadow;
+    struct shadow_run run; /* of a space: where the bytes now arriving belong */
+    uint64_t append_at;    /* of an image: the same */
+    uint64_t bytes;
+    struct digest digest;
+};
+
+struct receiver {
+    struct link *link;
+    uint32_t session;
+    char *id;
+    struct snapshot *snapshot; /* NULL once refused or held */
+    bool refused, over;
+    const struct receiver_ops *ops;
+    void *user;
+
+    struct item **items; /* items[number - 1] */
+    uint32_t count, room, open, images, spaces;
+    uint64_t bytes;
+    uint8_t *sink;
+};
+
+/* ---- items ---- */
+
+static struct item *item_free(struct item *item)
+{
+    if (!item)
+        return NULL;
+    item->shadow = shadow_free(item->shadow);
+    arena_drop(&item->arena);
+    digest_drop(&item->digest);
+    free(item->name);
+    free(item);
+    return NULL;
+}
+
+static void receiver_free_items(struct receiver *receiver)
+{
+    for (uint32_t i = 0; i < receiver->count; i++)
+        item_free(receiver->items[i]);
+    free(receiver->items);
+    receiver->items = NULL;
+    receiver->count = receiver->room = receiver->open = 0;
+}
+
+/* ---- refusing ---- */
+
+static void receiver_drop(struct receiver *receiver, const struct error *err)
+{
+    if (!receiver->snapshot)
+        return;
+    receiver_free_items(receiver);
+    receiver->snapshot = snapshot_remove(receiver->snapshot);
+    receiver->ops->dropped(receiver, receiver->id, err, receiver->user);
+}
+
+static void receiver_refuse(struct receiver *receiver, const struct error *err)
+{
+    if (receiver->refused)
+        return;
+    receiver->refused = true;
+    Godwit__Pb__Failure failure = failure_message(err);
+    link_send(receiver->link, FRAME_SNAPSHOT_REFUSE, receiver->session, 0, &failure.base);
+    receiver_drop(receiver, err);
+}
+
+/* Refuses for a reason that a system call gave. */
+static void receiver_refuse_errno(struct receiver *receiver, int error_number, const char *what)
+{
+    struct error err;
+    if (error_number == -EDQUOT) {
+        const struct budget *budget = store_budget(receiver->snapshot->store);
+        char used[24], limit[24];
+        error_set(&err, FAILURE_LIMIT,
+                  "snapshot %s: the image-cache is out of memory: %s in use of %s: free snapshots "
+                  "there (godwit forget) or raise its --memory-limit",
+                  receiver->id, format_bytes(budget->used, used),
+                  format_bytes(budget->limit, limit));
+    } else {
+        bool memory = error_number == -ENOMEM || error_number == -ENOSPC;
+        error_set_errno(&err, memory ? FAILURE_LIMIT : FAILURE_SYSTEM, error_number,
+                        "snapshot %s: the image-cache could not store %s", receiver->id, what);
+    }
+    receiver_refuse(receiver, &err);
+}
+
+static int broken(struct error *err, const struct frame *frame, const char *what)
+{
+    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame: %s",
+                     frame_name(frame->type), what);
+}
+
+/* ---- the beginning ---- */
+
+static int receiver_create_snapshot(struct receiver *receiver, struct store *store,
+                                    const char *host, const Godwit__Pb__SnapshotBegin *begin,
+                                    struct error *err)
+{
+    if (!snapshot_id_valid(begin->id))
+        return error_set(err, FAILURE_USAGE,
+                         "snapshot id: 1 to %d letters, digits, dots, dashes and underscores, not "
+                         "beginning with a dot",
+                         WIRE_ID_MAX);
+    struct snapshot *snapshot = snapshot_create(store, begin->id, err);
+    if (!snapshot)
+        return -1;
+    receiver->snapshot = snapshot;
+    snapshot->origin = receiver->link;
+    snapshot->pid = begin->pid;
+    free(snapshot->command);
+    free(snapshot->host);
+    snapshot->command = strdup(begin->command);
+    snapshot->host = strdup(host);
+    if (!snapshot->command || !snapshot->host)
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", begin->id);
+    return 0;
+}
+
+struct receiver *receiver_new(struct store *store, struct link *link, const char *host,
+                              const struct frame *frame, const uint8_t *payload,
+                              const struct receiver_ops *ops, void *user, struct error *err)
+{
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__snapshot_begin__descriptor, payload, frame->length, err);
+    if (!message)
+        return NULL;
+    const Godwit__Pb__SnapshotBegin *begin = (const Godwit__Pb__SnapshotBegin *)message;
+    struct receiver *receiver = calloc(1, sizeof(*receiver));
+    if (!receiver)
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot"), NULL;
+    *receiver = (struct receiver){
+        .link = link, .session = frame->session, .ops = ops, .user = user, .id = strdup(begin->id)};
+    receiver->sink = malloc(SINK_BYTES);
+    if (!receiver->id || !receiver->sink) {
+        error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
+        return receiver_free(receiver);
+    }
+    struct error reason;
+    if (receiver_create_snapshot(receiver, store, host, begin, &reason) < 0)
+        receiver_refuse(receiver, &reason);
+    else
+        link_send(link, FRAME_SNAPSHOT_ACCEPT, receiver->session, 0, NULL);
+    return receiver;
+}
+
+struct receiver *receiver_free(struct receiver *receiver)
+{
+    if (!receiver)
+        return NULL;
+    receiver_free_items(receiver);
+    snapshot_remove(receiver->snapshot);
+    free(receiver->id);
+    free(receiver->sink);
+    free(receiver);
+    return NULL;
+}
+
+uint32_t receiver_session(const struct receiver *receiver)
+{
+    return receiver->session;
+}
+
+bool receiver_is_over(const struct receiver *receiver)
+{
+    return receiver->over;
+}
+
+void receiver_link_down(struct receiver *receiver, const struct error *err)
+{
+    receiver_drop(receiver, err);
+}
+
+/* ---- items begin ---- */
+
+static int receiver_add(struct receiver *receiver, const struct frame *frame, struct item **ret,
+                        struct error *err)
+{
+    if (frame->item != receiver->count + 1 || receiver->count == ITEMS_MAX)
+        return broken(err, frame, "item numbers go up by one, and not without end");
+    if (receiver->count == receiver->room) {
+        uint32_t room = MAX(64, 2 * receiver->room);
+        struct item **grown = realloc(receiver->items, room * sizeof(struct item *));
+        if (!grown)
+            return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
+        receiver->items = grown;
+        receiver->room = room;
+    }
+    struct item *item = calloc(1, sizeof(*item));
+    if (!item || digest_begin(&item->digest) < 0) {
+        free(item);
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
+    }
+    receiver->items[receiver->count++] = item;
+    receiver->open++;
+    *ret = item;
+    return 0;
+}
+
+static int take_image_begin(struct receiver *receiver, const struct frame *frame,
+                            const ProtobufCMessage *message, struct error *err)
+{
+    const Godwit__Pb__ImageBegin *begin = (const Godwit__Pb__ImageBegin *)message;
+    if (!image_name_valid(begin->name))
+        return broken(err, frame, "not a name of an image");
+    struct item *item;
+    if (receiver_add(receiver, frame, &item, err) < 0)
+        return -1;
+    receiver->images++;
+    item->name = strdup(begin->name);
+    int r = item->name ? arena_create(&item->arena, receiver->snapshot->imagefd, item->name,
+                                      store_budget(receiver->snapshot->store))
+                       : -ENOMEM;
+    if (r < 0)
+        receiver_refuse_errno(receiver, r, begin->name);
+    return 0;
+}
+
+static int take_space_begin(struct receiver *receiver, const struct frame *frame,
+                            const ProtobufCMessage *message, struct error *err)
+{
+    const Godwit__Pb__SpaceBegin *begin = (const Godwit__Pb__SpaceBegin *)message;
+    if (begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__TASK &&
+        begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__SHARED)
+        return broken(err, frame, "a space of no known kind");
+    struct item *item;
+    if (receiver_add(receiver, frame, &item, err) < 0)
+        return -1;
+    item->is_space = true;
+    item->kind = begin->kind;
+    item->id = begin->id;
+    item->pages_id = ++receiver->spaces;
+    char name[32];
+    snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
+    int r = arena_create(&item->arena, receiver->snapshot->imagefd, name,
+                         store_budget(receiver->snapshot->store));
+    if (r == 0 && !(item->shadow = shadow_new(&item->arena)))
+        r = -ENOMEM;
+    if (r < 0)
+        receiver_refuse_errno(receiver, r, name);
+    return 0;
+}
+
+/* ---- data ---- */
+
+static struct item *receiver_item(struct receiver *receiver, const struct frame *frame,
+                                  bool is_space, struct error *err)
+{
+    struct item *item = frame->item >= 1 && frame->item <= receiver->count
+                            ? receiver->items[frame->item - 1]
+                            : NULL;
+    if (!item || item->ended || item->is_space != is_space) {
+        broken(err, frame, "no such item is open");
+        return NULL;
+    }
+    return item;
+}
+
+static int image_frame_begin(struct receiver *receiver, struct item *item,
+                             const struct frame *frame, struct error *err)
+{
+    if (frame->offset != item->bytes)
+        return broken(err, frame, "an image is sent from its beginning to its end");
+    int r = arena_append(&item->arena, frame->length, &item->append_at);
+    if (r < 0)
+        receiver_refuse_errno(receiver, r, item->name);
+    return 0;
+}
+
+static int pages_frame_begin(struct item *item, const struct frame *frame, struct error *err)
+{
+    if (frame->length == 0 || frame->length % PAGE_BYTES || frame->offset % PAGE_BYTES ||
+        frame->flags & ~PAGES_LAZY)
+        return broken(err, frame, "not whole pages");
+    digest_place(&item->digest, frame->offset, frame->length);
+    item->run = (struct shadow_run){.vaddr = frame->offset};
+    return 0;
+}
+
+/* Where byte |done| of a pages frame lies in the arena; refuses the snapshot if there is no room.
+ */
+static int pages_at(struct receiver *receiver, struct item *item, const struct frame *frame,
+                    uint32_t done, uint64_t *ret_offset, size_t *ret_length, struct error *err)
+{
+    uint64_t vaddr = frame->offset + done;
+    if (vaddr >= item->run.vaddr + item->run.pages * PAGE_BYTES) {
+        int r = shadow_place(item->shadow, vaddr, (frame->length - done) / PAGE_BYTES,
+                             frame->flags & PAGES_LAZY, &item->run);
+        if (r == -EINVAL)
+            return broken(err, frame, "no task has such an address");
+        if (r < 0) {
+            receiver_refuse_errno(receiver, r, "pages");
+            return 0;
+        }
+    }
+    *ret_offset = item->run.offset + (vaddr - item->run.vaddr);
+    *ret_length = item->run.vaddr + item->run.pages * PAGE_BYTES - vaddr;
+    return 0;
+}
+
+static void sink(struct receiver *receiver, const struct frame *frame, uint32_t done,
+                 void **ret_place, size_t *ret_length)
+{
+    *ret_place = receiver->sink;
+    *ret_length = MIN(SINK_BYTES, frame->length - done);
+}
+
+int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, uint32_t done,
+                        void **ret_place, size_t *ret_length, struct error *err)
+{
+    if (receiver->refused) {
+        sink(receiver, frame, done, ret_place, ret_length);
+        return 0;
+    }
+    bool is_space = frame->type == FRAME_PAGES;
+    struct item *item = receiver_item(receiver, frame, is_space, err);
+    if (!item)
+        return -1;
+    if (done == 0 && (is_space ? pages_frame_begin(item, frame, err)
+                               : image_frame_begin(receiver, item, frame, err)) < 0)
+        return -1;
+
+    /* A refusal on the way frees the item: then the rest of the frame is swallowed. */
+    uint64_t offset = 0;
+    size_t length = frame->length - done;
+    if (is_space && pages_at(receiver, item, frame, done, &offset, &length, err) < 0)
+        return -1;
+    if (!is_space && !receiver->refused)
+        offset = item->append_at + done;
+    if (!receiver->refused) {
+        int r = arena_at(&item->arena, offset, ret_place, &length);
+        *ret_length = length;
+        if (r == 0)
+            return 0;
+        receiver_refuse_errno(receiver, r, is_space ? "pages" : item->name);
+    }
+    sink(receiver, frame, done, ret_place, ret_length);
+    return 0;
+}
+
+int receiver_bulk_landed(struct receiver *receiver, const struct frame *frame, uint32_t done,
+                         const void *place, size_t length, struct error *err)
+{
+    (void)done;
+    if (receiver->refused)
+        return 0;
+    struct item *item = receiver_item(receiver, frame, frame->type == FRAME_PAGES, err);
+    if (!item)
+        return -1;
+    digest_bytes(&item->digest, place, length);
+    item->bytes += length;
+    return 0;
+}
+
+/* ---- items end ---- */
+
+/* Moves the charge for a finished file from its arena to the snapshot, which gives it back. */
+static int receiver_keep_file(struct receiver *receiver, struct item *item)
+{
+    int r = arena_seal(&item->arena);
+    if (r < 0)
+        return r;
+    receiver->snapshot->charge += item->arena.room;
+    item->arena = (struct arena){.fd = -EBADF};
+    return 0;
+}
+
+static int write_pagemap(struct receiver *receiver, const struct item *item)
+{
+    char name[64];
+    snprintf(name, sizeof(name),
+             item->kind == GODWIT__PB__SPACE_BEGIN__KIND__TASK ? "pagemap-%llu.img"
+                                                               : "pagemap-shmem-%llu.img",
+             (unsigned long long)item->id);
+    _cleanup_close_ int fd = openat(receiver->snapshot->imagefd, name,
+                                    O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    struct pagemap_writer *writer = pagemap_begin(fd, item->pages_id);
+    if (!writer)
+        return -ENOMEM;
+    struct shadow_run run;
+    for (uint64_t vaddr = 0; shadow_next_run(item->shadow, vaddr, &run);
+         vaddr = run.vaddr + run.pages * PAGE_BYTES) {
+        struct pagemap_run entry = {
+            .vaddr = run.vaddr,
+            .pages = run.pages,
+            .flags = PAGEMAP_PRESENT | (run.lazy ? PAGEMAP_LAZY : 0),
+        };
+        pagemap_add(writer, &entry);
+    }
+    return pagemap_finish(writer);
+}
+
+/* A space is whole: its arena becomes the pages image, its shadow the pagemap. */
+static int receiver_end_space(struct receiver *receiver, struct item *item)
+{
+    int r = 0;
+    if (!shadow_is_ascending(item->shadow)) {
+        char name[32];
+        snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
+        r = shadow_sort(item->shadow, receiver->snapshot->imagefd, name);
+    }
+    if (r == 0)
+        r = write_pagemap(receiver, item);
+    item->shadow = shadow_free(item->shadow);
+    return r;
+}
+
+static int take_item_end(struct receiver *receiver, const struct frame *frame,
+                         const ProtobufCMessage *message, struct error *err)
+{
+    const Godwit__Pb__ItemEnd *end = (const Godwit__Pb__ItemEnd *)message;
+    bool is_space = frame->type == FRAME_SPACE_END;
+    struct item *item = receiver_item(receiver, frame, is_space, err);
+    if (!item)
+        return -1;
+    if (end->digest.len != DIGEST_BYTES)
+        return broken(err, frame, "a digest has 16 bytes");
+    uint8_t digest[DIGEST_BYTES];
+    digest_end(&item->digest, digest);
+    if (end->bytes != item->bytes || memcmp(digest, end->digest.data, DIGEST_BYTES) != 0) {
+        struct error damage;
+        error_set(&damage, FAILURE_PEER, "snapshot %s: %s arrived damaged: %llu of %llu bytes%s",
+                  receiver->id, is_space ? "memory" : item->name, (unsigned long long)item->bytes,
+                  (unsigned long long)end->bytes,
+                  end->bytes == item->bytes ? ", another digest" : "");
+        receiver_refuse(receiver, &damage);
+        return 0;
+    }
+    item->ended = true;
+    receiver->open--;
+    receiver->bytes += item->bytes;
+    int r = is_space ? receiver_end_space(receiver, item) : 0;
+    if (r == 0)
+        r = receiver_keep_file(receiver, item);
+    if (r < 0)
+        receiver_refuse_errno(receiver, r, is_space ? "pages" : item->name);
+    return 0;
+}
+
+/* ---- the end of the snapshot ---- */
+
+static int check_pagemap(int imagefd, const uint8_t *bytes, size_t length, struct error *err)
+{
+    struct pagemap_reader reader;
+    struct pagemap_run run;
+    uint32_t pages_id;
+    if (pagemap_read_begin(&reader, bytes, length, &pages_id, err) < 0)
+        return -1;
+    uint64_t present = 0;
+    int r;
+    while ((r = pagemap_read_next(&reader, &run, err)) > 0) {
+        if (run.flags & PAGEMAP_PARENT)
+            return error_set(err, FAILURE_CRIU, "pages are missing: they are in a parent's images");
+        if (run.flags & PAGEMAP_PRESENT)
+            present += run.pages;
+    }
+    if (r < 0)
+        return r;
+    char name[32];
+    struct stat st = {0};
+    snprintf(name, sizeof(name), "pages-%u.img", pages_id);
+    if (fstatat(imagefd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 && present > 0)
+        return error_set_errno(err, FAILURE_CRIU, errno, "%s", name);
+    if ((uint64_t)st.st_size != present * PAGE_BYTES)
+        return error_set(err, FAILURE_CRIU, "%s has %llu bytes and its pagemap %llu pages", name,
+                         (unsigned long long)st.st_size, (unsigned long long)present);
+    return 0;
+}
+
+/*
+ * Pages that came as plain images (criu --stream) are kept by task and address as well: their own
+ * pagemap says where, and it has to agree with what is there.
+ */
+static int receiver_check_pagemap(struct receiver *receiver, const char *name, struct error *err)
+{
+    struct stat st;
+    _cleanup_close_ int fd =
+        openat(receiver->snapshot->imagefd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", name);
+    if (st.st_size == 0 || (uint64_t)st.st_size > PAGEMAP_IMAGE_MAX)
+        return error_set(err, FAILURE_CRIU, "%s: no pagemap has %lld bytes", name,
+                         (long long)st.st_size);
+    size_t length = (size_t)st.st_size;
+    void *bytes = mmap(NULL, length, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (bytes == MAP_FAILED)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", name);
+    int r = check_pagemap(receiver->snapshot->imagefd, bytes, length, err);
+    munmap(bytes, length);
+    return r < 0 ? error_prefix(err, "%s", name) : 0;
+}
+
+static bool is_pagemap_name(const char *name)
+{
+    return strncmp(name, "pagemap-", 8) == 0;
+}
+
+static int receiver_check_images(struct receiver *receiver, struct error *err)
+{
+    for (uint32_t i = 0; i < receiver->count; i++) {
+        const struct item *item = receiver->items[i];
+        if (!item->is_space && is_pagemap_name(item->name) &&
+            receiver_check_pagemap(receiver, item->name, err) < 0)
+            return error_prefix(err, "snapshot %s", receiver->id);
+    }
+    return 0;
+}
+
+static int take_snapshot_end(struct receiver *receiver, const struct frame *frame,
+                             const ProtobufCMessage *message, struct error *err)
+{
+    const Godwit__Pb__SnapshotEnd *end = (const Godwit__Pb__SnapshotEnd *)message;
+    if (receiver->open > 0 || end->images != receiver->images || end->spaces != receiver->spaces ||
+        end->bytes != receiver->bytes)
+        return broken(err, frame, "it does not sum up what was sent");
+    struct error reason;
+    if (receiver_check_images(receiver, &reason) < 0) {
+        receiver_refuse(receiver, &reason);
+        return 0;
+    }
+    struct snapshot *snapshot = receiver->snapshot;
+    snapshot->images = receiver->images;
+    snapshot->bytes = receiver->bytes;
+    int r = snapshot_set_state(snapshot, SNAPSHOT_HELD);
+    if (r < 0) {
+        receiver_refuse_errno(receiver, r, "its state");
+        return 0;
+    }
+    receiver->snapshot = NULL;
+    receiver->over = true;
+    receiver_free_items(receiver);
+    link_send(receiver->link, FRAME_SNAPSHOT_ACK, receiver->session, 0, NULL);
+    receiver->ops->held(receiver, snapshot, receiver->user);
+    return 0;
+}
+
+static int take_snapshot_abort(struct receiver *receiver, const struct frame *frame,
+                               const ProtobufCMessage *message, struct error *err)
+{
+    (void)frame;
+    (void)err;
+    struct error reason;
+    failure_to_error((const Godwit__Pb__Failure *)message, &reason);
+    receiver->over = true;
+    receiver_drop(receiver, &reason);
+    return 0;
+}
+
+static const struct {
+    uint16_t type;
+    const ProtobufCMessageDescriptor *message;
+    int (*take)(struct receiver *receiver, const struct frame *frame,
+                const ProtobufCMessage *message, struct error *err);
+    bool when_refused;
+} takes[] = {
+    {FRAME_IMAGE_BEGIN, &godwit__pb__image_begin__descriptor, take_image_begin, false},
+    {FRAME_IMAGE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
+    {FRAME_SPACE_BEGIN, &godwit__pb__space_begin__descriptor, take_space_begin, false},
+    {FRAME_SPACE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
+    {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, false},
+    {FRAME_SNAPSHOT_ABORT, &godwit__pb__failure__descriptor, take_snapshot_abort, true},
+};
+
+int receiver_control(struct receiver *receiver, const struct frame *frame, const uint8_t *payload,
+                     struct error *err)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(takes); i++) {
+        if (takes[i].type != frame->type)
+            continue;
+        _cleanup_message_ ProtobufCMessage *message =
+            message_unpack(takes[i].message, payload, frame->length, err);
+        if (!message)
+            return -1;
+        if (receiver->refused && !takes[i].when_refused)
+            return 0;
+        return takes[i].take(receiver, frame, message, err);
+    }
+    return broken(err, frame, "not in a snapshot");
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * One snapshot on its way in: the destination's half of a session on the link.
+ *
+ *   images ──▶ one file each              ┐
+ *   pages  ──▶ arena of a shadow          ├──▶ at the end: every digest agrees, pagemaps written,
+ *              (pages-N.img)              ┘    the directory is what `criu restore -D` reads
+ *
+ * Everything here comes from the network and is checked against the state, against limits and
+ * against the budget before memory is touched.  What a well-meaning source can run into (no
+ * memory, an id that is taken, damage) refuses the snapshot and leaves the link alone; a source
+ * that breaks the protocol loses its link.
+ */
+#include "store/store.h"
+#include "wire/link.h"
+
+struct receiver;
+
+struct receiver_ops {
+    /* Whole, checked and written down as HELD; the acknowledgement is on its way. */
+    void (*held)(struct receiver *receiver, struct snapshot *snapshot, void *user);
+    /* Refused or aborted; the snapshot is gone.  err->text tells why. */
+    void (*dropped)(struct receiver *receiver, const char *id, const struct error *err, void *user);
+};
+
+/* Answers a FRAME_SNAPSHOT_BEGIN.  A snapshot that cannot be is refused at once and the receiver
+ * then only swallows what is on its way.  NULL with *err set: the link goes down. */
+struct receiver *receiver_new(struct store *store, struct link *link, const char *host,
+                              const struct frame *frame, const uint8_t *payload,
+                              const struct receiver_ops *ops, void *user, struct error *err);
+
+/* Drops a snapshot that is not whole. */
+struct receiver *receiver_free(struct receiver *receiver);
+
+uint32_t receiver_session(const struct receiver *receiver);
+
+/* Whether it is done and is to be freed: ended, or aborted by the source. */
+bool receiver_is_over(const struct receiver *receiver);
+
+/* As in struct link_ops. */
+int receiver_control(struct receiver *receiver, const struct frame *frame, const uint8_t *payload,
+                     struct error *err);
+int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, uint32_t done,
+                        void **ret_place, size_t *ret_length, struct error *err);
+int receiver_bulk_landed(struct receiver *receiver, const struct frame *frame, uint32_t done,
+                         const void *place, size_t length, struct error *err);
+
+/* The link is gone: tell dropped() if the snapshot was not whole. */
+void receiver_link_down(struct receiver *receiver, const struct error *err);

@@ -1,0 +1,721 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrate/sender.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "base/digest.h"
+#include "base/io.h"
+#include "criu/page_server.h"
+
+enum {
+    DOOR_BYTES = 1 << 20, /* buffer of the page door: bounds the proxy's memory per dump */
+    SPACES_MAX = 1 << 16, /* tasks and shared objects of one dump */
+};
+
+/* What is being sent under one item number. */
+struct item {
+    uint32_t number;
+    uint64_t bytes;
+    struct digest digest;
+};
+
+struct pipe_door {
+    struct link_source source;
+    struct sender *sender;
+    struct pipe_door *next;
+    sd_event_source *io;
+    int fd;
+    struct item item;
+};
+
+struct directory_door {
+    struct link_source source;
+    struct sender *sender;
+    int dirfd;
+    char **names;
+    size_t count, next;
+    int fd; /* of the file being sent, or -EBADF */
+    struct item item;
+};
+
+struct space {
+    enum page_server_object kind;
+    uint64_t id;
+    struct item item;
+};
+
+struct page_door {
+    struct link_source source;
+    struct sender *sender;
+    sd_event_source *io;
+    int fd;
+    unsigned form;
+    struct space *spaces;
+    size_t count, room;
+
+    /* buf[start..end) has been read and not been sent; pages of the present run come first */
+    uint8_t *buf;
+    size_t start, end;
+    size_t current; /* index of the space of the present run */
+    uint64_t vaddr, left;
+    bool lazy;
+};
+
+struct sender {
+    sd_event *event;
+    struct link *link;
+    uint32_t session;
+    enum sender_state state;
+    struct error error;
+    const struct sender_ops *ops;
+    void *user;
+
+    struct page_door *pages;
+    struct directory_door *directory;
+    struct pipe_door *pipes;
+    bool finishing, inventory;
+
+    uint32_t last_item, images, spaces;
+    uint64_t bytes;
+};
+
+/* ---- items ---- */
+
+static int item_begin(struct sender *sender, struct item *item, uint16_t type,
+                      const ProtobufCMessage *message)
+{
+    int r = digest_begin(&item->digest);
+    if (r < 0)
+        return r;
+    item->number = ++sender->last_item;
+    item->bytes = 0;
+    link_send(sender->link, type, sender->session, item->number, message);
+    return 0;
+}
+
+static void item_end(struct sender *sender, struct item *item, uint16_t type)
+{
+    uint8_t digest[DIGEST_BYTES];
+    digest_end(&item->digest, digest);
+    Godwit__Pb__ItemEnd message = GODWIT__PB__ITEM_END__INIT;
+    message.bytes = item->bytes;
+    message.digest = (ProtobufCBinaryData){sizeof(digest), digest};
+    link_send(sender->link, type, sender->session, item->number, &message.base);
+    sender->bytes += item->bytes;
+}
+
+static int image_begin(struct sender *sender, struct item *item, const char *name)
+{
+    if (!image_name_valid(name))
+        return -EINVAL;
+    Godwit__Pb__ImageBegin message = GODWIT__PB__IMAGE_BEGIN__INIT;
+    message.name = (char *)name;
+    int r = item_begin(sender, item, FRAME_IMAGE_BEGIN, &message.base);
+    if (r < 0)
+        return r;
+    sender->images++;
+    if (strcmp(name, "inventory.img") == 0)
+        sender->inventory = true;
+    return 0;
+}
+
+/* Reads the next piece of an image into the batch.  Bytes, 0 at the end, or a negative errno. */
+static ssize_t image_draw(struct sender *sender, struct item *item, int fd,
+                          struct link_batch *batch)
+{
+    ssize_t n;
+    do {
+        n = read(fd, batch->buf, LINK_BATCH_BYTES);
+    } while (n < 0 && errno == EINTR);
+    if (n <= 0)
+        return n < 0 ? -errno : 0;
+    struct frame frame = {
+        .type = FRAME_IMAGE_DATA,
+        .length = (uint32_t)n,
+        .session = sender->session,
+        .item = item->number,
+        .offset = item->bytes,
+    };
+    digest_bytes(&item->digest, batch->buf, (size_t)n);
+    item->bytes += (uint64_t)n;
+    link_batch_add(batch, &frame, batch->buf);
+    return n;
+}
+
+/* ---- the end of it ---- */
+
+static struct pipe_door *pipe_door_free(struct pipe_door *door)
+{
+    link_source_remove(&door->source);
+    sd_event_source_disable_unref(door->io);
+    close_fd(door->fd);
+    digest_drop(&door->item.digest);
+    free(door);
+    return NULL;
+}
+
+static struct directory_door *directory_door_free(struct directory_door *door)
+{
+    if (!door)
+        return NULL;
+    link_source_remove(&door->source);
+    close_fd(door->dirfd);
+    close_fd(door->fd);
+    digest_drop(&door->item.digest);
+    for (size_t i = 0; i < door->count; i++)
+        free(door->names[i]);
+    free(door->names);
+    free(door);
+    return NULL;
+}
+
+static struct page_door *page_door_free(struct page_door *door)
+{
+    if (!door)
+        return NULL;
+    link_source_remove(&door->source);
+    sd_event_source_disable_unref(door->io);
+    close_fd(door->fd);
+    for (size_t i = 0; i < door->count; i++)
+        digest_drop(&door->spaces[i].item.digest);
+    free(door->spaces);
+    free(door->buf);
+    free(door);
+    return NULL;
+}
+
+static void sender_close_doors(struct sender *sender)
+{
+    sender->pages = page_door_free(sender->pages);
+    sender->directory = directory_door_free(sender->directory);
+    while (sender->pipes) {
+        struct pipe_door *door = sender->pipes;
+        sender->pipes = door->next;
+        pipe_door_free(door);
+    }
+}
+
+static void sender_enter(struct sender *sender, enum sender_state state)
+{
+    sender->state = state;
+    sender->ops->changed(sender, sender->user);
+}
+
+void sender_fail(struct sender *sender, const struct error *err)
+{
+    if (sender->state == SENDER_FAILED || sender->state == SENDER_ACKED)
+        return;
+    sender->error = *err;
+    sender_close_doors(sender);
+    if (sender->link) {
+        Godwit__Pb__Failure failure = failure_message(err);
+        link_send(sender->link, FRAME_SNAPSHOT_ABORT, sender->session, 0, &failure.base);
+    }
+    sender_enter(sender, SENDER_FAILED);
+}
+
+static void sender_fail_errno(struct sender *sender, int error_number, const char *what)
+{
+    struct error err;
+    error_set_errno(&err, FAILURE_SYSTEM, error_number, "%s", what);
+    sender_fail(sender, &err);
+}
+
+static void sender_check_end(struct sender *sender)
+{
+    if (!sender->finishing || sender->state != SENDER_SENDING || sender->pages ||
+        sender->directory || sender->pipes)
+        return;
+    Godwit__Pb__SnapshotEnd message = GODWIT__PB__SNAPSHOT_END__INIT;
+    message.images = sender->images;
+    message.spaces = sender->spaces;
+    message.bytes = sender->bytes;
+    link_send(sender->link, FRAME_SNAPSHOT_END, sender->session, 0, &message.base);
+    sender_enter(sender, SENDER_ENDING);
+}
+
+void sender_finish(struct sender *sender)
+{
+    sender->finishing = true;
+    sender_check_end(sender);
+}
+
+/* ---- pipes ---- */
+
+static int on_pipe(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)fd;
+    (void)events;
+    struct pipe_door *door = user;
+    link_source_ready(door->sender->link, &door->source);
+    return 0;
+}
+
+static void pipe_door_close(struct pipe_door *door)
+{
+    struct sender *sender = door->sender;
+    struct pipe_door **at = &sender->pipes;
+    while (*at != door)
+        at = &(*at)->next;
+    *at = door->next;
+    pipe_door_free(door);
+    sender_check_end(sender);
+}
+
+static bool pipe_fill(struct link_source *source, struct link_batch *batch)
+{
+    struct pipe_door *door = (struct pipe_door *)source;
+    struct sender *sender = door->sender;
+    ssize_t n = image_draw(sender, &door->item, door->fd, batch);
+    if (n > 0)
+        return true;
+    if (n == -EAGAIN) {
+        sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
+    } else if (n < 0) {
+        sender_fail_errno(sender, (int)n, "reading an image from criu");
+    } else {
+        item_end(sender, &door->item, FRAME_IMAGE_END);
+        pipe_door_close(door);
+    }
+    return false;
+}
+
+int sender_open_pipe(struct sender *sender, const char *name, int fd)
+{
+    struct pipe_door *door = calloc(1, sizeof(*door));
+    if (!door) {
+        close_fd(fd);
+        return -ENOMEM;
+    }
+    *door = (struct pipe_door){.source.fill = pipe_fill, .sender = sender, .fd = fd};
+    int r = set_nonblocking(fd, true);
+    if (r >= 0)
+        r = sd_event_add_io(sender->event, &door->io, fd, EPOLLIN, on_pipe, door);
+    if (r >= 0)
+        r = sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
+    if (r >= 0)
+        r = image_begin(sender, &door->item, name);
+    if (r < 0) {
+        pipe_door_free(door);
+        return r;
+    }
+    door->next = sender->pipes;
+    sender->pipes = door;
+    return 0;
+}
+
+/* ---- a directory ---- */
+
+static int directory_open_next(struct directory_door *door)
+{
+    struct sender *sender = door->sender;
+    const char *name = door->names[door->next++];
+    door->fd = openat(door->dirfd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (door->fd < 0)
+        return -errno;
+    return image_begin(sender, &door->item, name);
+}
+
+static bool directory_fill(struct link_source *source, struct link_batch *batch)
+{
+    struct directory_door *door = (struct directory_door *)source;
+    struct sender *sender = door->sender;
+    ssize_t n;
+    if (door->fd >= 0) {
+        n = image_draw(sender, &door->item, door->fd, batch);
+        if (n == 0) {
+            item_end(sender, &door->item, FRAME_IMAGE_END);
+            door->fd = close_fd(door->fd);
+        }
+    } else if (door->next < door->count) {
+        n = directory_open_next(door);
+    } else {
+        sender->directory = directory_door_free(door);
+        sender_check_end(sender);
+        return false;
+    }
+    if (n < 0) {
+        sender_fail_errno(sender, (int)n, "reading an image that criu wrote");
+        return false;
+    }
+    return true;
+}
+
+static int directory_add(struct directory_door *door, const char *name)
+{
+    char **grown = realloc(door->names, (door->count + 1) * sizeof(*grown));
+    if (!grown)
+        return -ENOMEM;
+    door->names = grown;
+    door->names[door->count] = strdup(name);
+    if (!door->names[door->count])
+        return -ENOMEM;
+    door->count++;
+    return 0;
+}
+
+static int directory_list(struct directory_door *door)
+{
+    int copy = openat(door->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    if (!dir) {
+        close_fd(copy);
+        return -errno;
+    }
+    int r = 0;
+    struct dirent *entry;
+    while (r == 0 && (entry = readdir(dir))) {
+        struct stat st;
+        if (fstatat(door->dirfd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISREG(st.st_mode))
+            r = directory_add(door, entry->d_name);
+    }
+    closedir(dir);
+    return r;
+}
+
+int sender_open_directory(struct sender *sender, int dirfd)
+{
+    struct directory_door *door = calloc(1, sizeof(*door));
+    if (!door) {
+        close_fd(dirfd);
+        return -ENOMEM;
+    }
+    *door = (struct directory_door){
+        .source.fill = directory_fill, .sender = sender, .dirfd = dirfd, .fd = -EBADF};
+    int r = directory_list(door);
+    if (r < 0) {
+        directory_door_free(door);
+        return r;
+    }
+    sender->directory = door;
+    link_source_ready(sender->link, &door->source);
+    return 0;
+}
+
+/* ---- the page door ---- */
+
+static int on_page_door(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)fd;
+    (void)events;
+    struct page_door *door = user;
+    link_source_ready(door->sender->link, &door->source);
+    return 0;
+}
+
+/* criu waits for these answers, of 1 or 4 bytes: a socket that has no room for them is broken. */
+static int page_door_answer(struct page_door *door, const void *answer, size_t length)
+{
+    ssize_t n = send(door->fd, answer, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return n == (ssize_t)length ? 0 : n < 0 ? -errno : -EIO;
+}
+
+static struct space *page_door_find(struct page_door *door, enum page_server_object kind,
+                                    uint64_t id)
+{
+    for (size_t i = door->count; i-- > 0;) {
+        if (door->spaces[i].kind == kind && door->spaces[i].id == id)
+            return &door->spaces[i];
+    }
+    return NULL;
+}
+
+static int page_door_open_space(struct page_door *door, const struct page_server_request *request)
+{
+    if (page_door_find(door, request->kind, request->id))
+        return 0;
+    if (door->count == SPACES_MAX)
+        return -E2BIG;
+    if (door->count == door->room) {
+        size_t room = MAX(8, 2 * door->room);
+        struct space *grown = realloc(door->spaces, room * sizeof(*grown));
+        if (!grown)
+            return -ENOMEM;
+        door->spaces = grown;
+        door->room = room;
+    }
+    struct space *space = &door->spaces[door->count];
+    *space = (struct space){.kind = request->kind, .id = request->id};
+    Godwit__Pb__SpaceBegin message = GODWIT__PB__SPACE_BEGIN__INIT;
+    message.kind = request->kind == PAGE_SERVER_TASK ? GODWIT__PB__SPACE_BEGIN__KIND__TASK
+                                                     : GODWIT__PB__SPACE_BEGIN__KIND__SHARED;
+    message.id = request->id;
+    int r = item_begin(door->sender, &space->item, FRAME_SPACE_BEGIN, &message.base);
+    if (r < 0)
+        return r;
+    door->count++;
+    door->sender->spaces++;
+    return 0;
+}
+
+/* The door closes, all its spaces are whole. */
+static int page_door_close(struct page_door *door)
+{
+    struct sender *sender = door->sender;
+    int32_t status = 0;
+    int r = page_door_answer(door, &status, sizeof(status));
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < door->count; i++)
+        item_end(sender, &door->spaces[i].item, FRAME_SPACE_END);
+    sender->pages = page_door_free(door);
+    sender_check_end(sender);
+    return 0;
+}
+
+static int page_door_begin_run(struct page_door *door, const struct page_server_request *request)
+{
+    struct space *space = page_door_find(door, request->kind, request->id);
+    if (!space || !(request->flags & PAGEMAP_PRESENT))
+        return -EPROTO; /* never opened; or a hole, and no parent was promised */
+    door->current = (size_t)(space - door->spaces);
+    door->vaddr = request->vaddr;
+    door->left = request->pages;
+    door->lazy = request->flags & PAGEMAP_LAZY;
+    return 0;
+}
+
+/* Puts the pages that are in the buffer into the batch.  False when nothing could be put. */
+static bool page_door_add_pages(struct page_door *door, struct link_batch *batch)
+{
+    struct space *space = &door->spaces[door->current];
+    uint64_t pages = MIN(door->left, (door->end - door->start) / PAGE_BYTES);
+    if (pages == 0)
+        return false;
+    struct frame frame = {
+        .type = FRAME_PAGES,
+        .flags = door->lazy ? PAGES_LAZY : 0,
+        .length = (uint32_t)(pages * PAGE_BYTES),
+        .session = door->sender->session,
+        .item = space->item.number,
+        .offset = door->vaddr,
+    };
+    if (!link_batch_add(batch, &frame, door->buf + door->start))
+        return false;
+    digest_place(&space->item.digest, door->vaddr, frame.length);
+    digest_bytes(&space->item.digest, door->buf + door->start, frame.length);
+    space->item.bytes += frame.length;
+    door->start += frame.length;
+    door->vaddr += frame.length;
+    door->left -= pages;
+    return true;
+}
+
+enum page_step { STEP_ON, STEP_ENOUGH, STEP_NEED_BYTES, STEP_CLOSED };
+
+/* One header or one piece of a run out of the buffer.  A step, or a negative errno with *err. */
+static int page_door_step(struct page_door *door, struct link_batch *batch, struct error *err)
+{
+    if (door->left > 0) {
+        if (page_door_add_pages(door, batch))
+            return STEP_ON;
+        return door->end - door->start >= PAGE_BYTES ? STEP_ENOUGH : STEP_NEED_BYTES;
+    }
+    struct page_server_request request;
+    int n = page_server_parse(&door->form, door->buf + door->start, door->end - door->start,
+                              &request, err);
+    if (n <= 0)
+        return n == 0 ? STEP_NEED_BYTES : n;
+    /* A batch goes out before the control frames of the same turn, so these begin a new one. */
+    if (request.command != PAGE_SERVER_ADD && batch->frames > 0)
+        return STEP_ENOUGH;
+    door->start += (size_t)n;
+
+    int r;
+    int32_t no_parent = 0;
+    switch (request.command) {
+    case PAGE_SERVER_ADD:
+        r = page_door_begin_run(door, &request);
+        break;
+    case PAGE_SERVER_PARENT:
+        r = page_door_answer(door, &no_parent, sizeof(no_parent));
+        break;
+    case PAGE_SERVER_OPEN:
+        r = page_door_open_space(door, &request);
+        if (r == 0)
+            r = page_door_answer(door, &no_parent, 1);
+        break;
+    default: /* the parser lets only the two closes through */
+        r = page_door_close(door);
+        return r < 0 ? error_set_errno(err, FAILURE_CRIU, r, "closing criu's page connection"),
+               r     : STEP_CLOSED;
+    }
+    if (r < 0) {
+        error_set_errno(err, FAILURE_CRIU, r, "criu's page connection, command %u",
+                        request.command);
+        return r;
+    }
+    return request.command == PAGE_SERVER_ADD ? STEP_ON : STEP_ENOUGH;
+}
+
+/* Reads more behind what is left in the buffer.  Bytes, or a negative errno; -ENODATA at the end.
+ */
+static ssize_t page_door_read(struct page_door *door)
+{
+    memmove(door->buf, door->buf + door->start, door->end - door->start);
+    door->end -= door->start;
+    door->start = 0;
+    ssize_t n;
+    do {
+        n = recv(door->fd, door->buf + door->end, DOOR_BYTES - door->end, MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n <= 0)
+        return n < 0 ? -errno : -ENODATA;
+    door->end += (size_t)n;
+    return n;
+}
+
+static bool page_fill(struct link_source *source, struct link_batch *batch)
+{
+    struct page_door *door = (struct page_door *)source;
+    struct sender *sender = door->sender;
+    struct error err;
+    int step = STEP_ON;
+    while (step == STEP_ON)
+        step = page_door_step(door, batch, &err);
+    if (step < 0) {
+        sender_fail(sender, &err);
+        return false;
+    }
+    if (step == STEP_CLOSED)
+        return false;
+    /* Reading moves the buffer under a batch, so a batch goes first. */
+    if (step == STEP_ENOUGH || batch->frames > 0)
+        return true;
+
+    ssize_t n = page_door_read(door);
+    if (n > 0)
+        return true;
+    if (n == -EAGAIN) {
+        sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
+        return false;
+    }
+    error_set(&err, FAILURE_CRIU, "criu closed its page connection before it was done");
+    sender_fail(sender, &err);
+    return false;
+}
+
+int sender_open_page_door(struct sender *sender, int fd)
+{
+    struct page_door *door = calloc(1, sizeof(*door));
+    if (!door) {
+        close_fd(fd);
+        return -ENOMEM;
+    }
+    *door = (struct page_door){.source.fill = page_fill, .sender = sender, .fd = fd};
+    door->buf = aligned_alloc(PAGE_BYTES, DOOR_BYTES);
+    int r = door->buf ? sd_event_add_io(sender->event, &door->io, fd, EPOLLIN, on_page_door, door)
+                      : -ENOMEM;
+    if (r >= 0)
+        r = sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
+    if (r < 0) {
+        page_door_free(door);
+        return r;
+    }
+    sender->pages = door;
+    return 0;
+}
+
+/* ---- the cache's answers ---- */
+
+int sender_control(struct sender *sender, const struct frame *frame, const uint8_t *payload,
+                   struct error *err)
+{
+    if (frame->type == FRAME_SNAPSHOT_REFUSE) {
+        _cleanup_message_ ProtobufCMessage *message =
+            message_unpack(&godwit__pb__failure__descriptor, payload, frame->length, err);
+        if (!message)
+            return -1;
+        struct error reason;
+        failure_to_error((const Godwit__Pb__Failure *)message, &reason);
+        sender_fail(sender, &reason);
+        return 0;
+    }
+    if (sender->state == SENDER_FAILED)
+        return 0; /* it crossed our abort */
+    if (frame->type == FRAME_SNAPSHOT_ACCEPT && sender->state == SENDER_BEGUN) {
+        sender_enter(sender, SENDER_SENDING);
+        sender_check_end(sender);
+        return 0;
+    }
+    if (frame->type == FRAME_SNAPSHOT_ACK && sender->state == SENDER_ENDING) {
+        sender_enter(sender, SENDER_ACKED);
+        return 0;
+    }
+    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame now",
+                     frame_name(frame->type));
+}
+
+void sender_link_down(struct sender *sender, const struct error *err)
+{
+    sender->link = NULL;
+    sender_fail(sender, err);
+}
+
+/* ---- its life ---- */
+
+struct sender *sender_new(sd_event *event, struct link *link, uint32_t session,
+                          const Godwit__Pb__SnapshotBegin *begin, const struct sender_ops *ops,
+                          void *user)
+{
+    struct sender *sender = calloc(1, sizeof(*sender));
+    if (!sender)
+        return NULL;
+    *sender = (struct sender){
+        .event = sd_event_ref(event),
+        .link = link,
+        .session = session,
+        .ops = ops,
+        .user = user,
+    };
+    link_send(link, FRAME_SNAPSHOT_BEGIN, session, 0, &begin->base);
+    return sender;
+}
+
+struct sender *sender_free(struct sender *sender)
+{
+    if (!sender)
+        return NULL;
+    sender_close_doors(sender);
+    sd_event_unref(sender->event);
+    free(sender);
+    return NULL;
+}
+
+enum sender_state sender_state(const struct sender *sender)
+{
+    return sender->state;
+}
+
+const struct error *sender_error(const struct sender *sender)
+{
+    return &sender->error;
+}
+
+uint32_t sender_session(const struct sender *sender)
+{
+    return sender->session;
+}
+
+uint64_t sender_bytes(const struct sender *sender)
+{
+    uint64_t bytes = sender->bytes;
+    if (sender->pages) {
+        for (size_t i = 0; i < sender->pages->count; i++)
+            bytes += sender->pages->spaces[i].item.bytes;
+    }
+    return bytes;
+}
+
+bool sender_has_inventory(const struct sender *sender)
+{
+    return sender->inventory;
+}

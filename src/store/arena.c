@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "store/arena.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#define ROOM_MIN KIB(64)
+#define ROOM_STEP_MAX MIB(32)
+#define WINDOW_BYTES MIB(32)
+
+int budget_charge(struct budget *budget, uint64_t bytes)
+{
+    if (bytes > budget->limit || budget->used > budget->limit - bytes)
+        return -EDQUOT;
+    budget->used += bytes;
+    return 0;
+}
+
+void budget_refund(struct budget *budget, uint64_t bytes)
+{
+    budget->used -= bytes;
+}
+
+int arena_create(struct arena *arena, int dirfd, const char *name, struct budget *budget)
+{
+    int fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return -errno;
+    *arena = (struct arena){.budget = budget, .fd = fd};
+    return 0;
+}
+
+/* Small files grow by doubling and large ones by whole steps, so that neither wastes much. */
+static int arena_grow(struct arena *arena, uint64_t need)
+{
+    uint64_t room = MAX(arena->room, ROOM_MIN);
+    while (room < need)
+        room += MIN(room, ROOM_STEP_MAX);
+    int r = budget_charge(arena->budget, room - arena->room);
+    if (r == -EDQUOT && need > arena->room) {
+        room = need; /* the last bytes below the limit are as good as any */
+        r = budget_charge(arena->budget, room - arena->room);
+    }
+    if (r < 0)
+        return r;
+    if (ftruncate(arena->fd, (off_t)room) < 0) {
+        r = -errno;
+        budget_refund(arena->budget, room - arena->room);
+        return r;
+    }
+    arena->room = room;
+    return 0;
+}
+
+int arena_append(struct arena *arena, uint64_t bytes, uint64_t *ret_offset)
+{
+    if (bytes > INT64_MAX - arena->filled)
+        return -EFBIG;
+    if (arena->filled + bytes > arena->room) {
+        int r = arena_grow(arena, arena->filled + bytes);
+        if (r < 0)
+            return r;
+    }
+    *ret_offset = arena->filled;
+    arena->filled += bytes;
+    return 0;
+}
+
+static void arena_unmap(struct arena *arena)
+{
+    if (arena->window)
+        munmap(arena->window, WINDOW_BYTES);
+    arena->window = NULL;
+}
+
+int arena_at(struct arena *arena, uint64_t offset, void **ret_place, size_t *length)
+{
+    uint64_t start = offset - offset % WINDOW_BYTES;
+    if (!arena->window || start != arena->window_start) {
+        arena_unmap(arena);
+        void *window =
+            mmap(NULL, WINDOW_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd, (off_t)start);
+        if (window == MAP_FAILED)
+            return -errno;
+        arena->window = window;
+        arena->window_start = start;
+    }
+    *ret_place = arena->window + (offset - start);
+    *length = MIN(*length, WINDOW_BYTES - (offset - start));
+    return 0;
+}
+
+int arena_seal(struct arena *arena)
+{
+    arena_unmap(arena);
+    if (ftruncate(arena->fd, (off_t)arena->filled) < 0)
+        return -errno;
+    budget_refund(arena->budget, arena->room - arena->filled);
+    arena->room = arena->filled;
+    arena->fd = close_fd(arena->fd);
+    return 0;
+}
+
+void arena_drop(struct arena *arena)
+{
+    if (!arena->budget)
+        return;
+    arena_unmap(arena);
+    close_fd(arena->fd);
+    budget_refund(arena->budget, arena->room);
+    *arena = (struct arena){.fd = -EBADF};
+}

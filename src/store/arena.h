@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * An arena: one file on tmpfs that grows at its end and is filled in place.
+ *
+ *   file   |== filled ==|-- room: charged to the budget, not touched yet --|
+ *                   |<------ window: the part that is mapped ------>|
+ *
+ * Data is received straight into the window, so there is no copy between the socket and the file
+ * that CRIU reads later.  Touching a page new to the machine in pieces of 4 KiB is up to 50 times
+ * as slow as in huge pages (docs/architecture.md, "Measured"); the file grows in steps that let
+ * tmpfs use huge pages where the mount allows them.
+ *
+ * A full tmpfs is seen by recv() as EFAULT, never as SIGBUS, as long as nobody but the kernel
+ * writes into the window; reading is only for what has been received.
+ */
+#include "base/error.h"
+
+/* What all arenas and shadows of a store may hold together, in bytes. */
+struct budget {
+    uint64_t limit;
+    uint64_t used;
+};
+
+/* Charges bytes.  0, or -EDQUOT and nothing is charged. */
+int budget_charge(struct budget *budget, uint64_t bytes);
+void budget_refund(struct budget *budget, uint64_t bytes);
+
+struct arena {
+    struct budget *budget;
+    int fd;          /* -EBADF once sealed or dropped */
+    uint64_t filled; /* bytes handed out by arena_append */
+    uint64_t room;   /* bytes charged; the file's length until it is sealed */
+    uint8_t *window;
+    uint64_t window_start;
+};
+
+/* Creates the file `name` in dirfd; it must not exist.  0, or a negative errno. */
+int arena_create(struct arena *arena, int dirfd, const char *name, struct budget *budget);
+
+/* Hands out the next |bytes| of the file.  0 with *ret_offset, -EDQUOT over the budget, or another
+ * negative errno. */
+int arena_append(struct arena *arena, uint64_t bytes, uint64_t *ret_offset);
+
+/*
+ * A place to receive into: *ret_place for the byte at |offset|, good for *length bytes (cut to the
+ * window) until the next call for this arena.  0, or a negative errno.
+ */
+int arena_at(struct arena *arena, uint64_t offset, void **ret_place, size_t *length);
+
+/* Cuts the file to what was filled, unmaps and closes it.  The charge for the filled part stays
+ * until arena_drop().  0, or a negative errno. */
+int arena_seal(struct arena *arena);
+
+/* Gives everything back but the file's name.  Works on a zeroed arena too. */
+void arena_drop(struct arena *arena);

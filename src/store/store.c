@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "store/store.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#include "base/io.h"
+
+struct store {
+    char *path;
+    int dirfd;
+    bool mounted;
+    struct budget budget;
+    struct snapshot *first;
+};
+
+/* ---- names of states, as they are shown and written down ---- */
+
+static const char *const state_names[] = {
+    [SNAPSHOT_RECEIVING] = "receiving", [SNAPSHOT_HELD] = "held",
+    [SNAPSHOT_READY] = "ready",         [SNAPSHOT_RESTORING] = "restoring",
+    [SNAPSHOT_DOUBT] = "in-doubt",      [SNAPSHOT_STARTED] = "started",
+};
+
+const char *snapshot_state_name(enum snapshot_state state)
+{
+    return state_names[state];
+}
+
+/* What a state means to a cache that was not there when it was written down. */
+static int state_after_restart(const char *name, enum snapshot_state *ret)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(state_names); i++) {
+        if (strcmp(state_names[i], name) != 0)
+            continue;
+        switch ((enum snapshot_state)i) {
+        case SNAPSHOT_RECEIVING:
+            return -EINVAL;
+        case SNAPSHOT_READY:
+        case SNAPSHOT_RESTORING: /* its hook cannot reach us, so criu will not let it run */
+            *ret = SNAPSHOT_READY;
+            return 0;
+        case SNAPSHOT_HELD:
+        case SNAPSHOT_DOUBT:
+            *ret = SNAPSHOT_DOUBT;
+            return 0;
+        case SNAPSHOT_STARTED:
+            *ret = SNAPSHOT_STARTED;
+            return 0;
+        }
+    }
+    return -EINVAL;
+}
+
+/* ---- directories ---- */
+
+/* Removes what is in a directory, and what is in the directories in it. */
+static void empty_directory(int dirfd)
+{
+    int copy = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    if (!dir) {
+        close_fd(copy);
+        return;
+    }
+    struct dirent *entry;
+    while ((entry = readdir(dir))) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        if (unlinkat(dirfd, entry->d_name, 0) == 0)
+            continue;
+        int sub = openat(dirfd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (sub >= 0) {
+            empty_directory(sub);
+            close_fd(sub);
+            unlinkat(dirfd, entry->d_name, AT_REMOVEDIR);
+        }
+    }
+    closedir(dir);
+}
+
+static int make_directory_at(int dirfd, const char *name)
+{
+    if (mkdirat(dirfd, name, 0700) < 0)
+        return -errno;
+    int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+static bool is_mount_point(const char *path)
+{
+    struct stat here, above;
+    char parent[PATH_MAX];
+    snprintf(parent, sizeof(parent), "%s/..", path);
+    return stat(path, &here) == 0 && stat(parent, &above) == 0 && here.st_dev != above.st_dev;
+}
+
+static int mount_tmpfs(const char *path)
+{
+    static const char *const options[] = {"mode=0700,size=100%,huge=within_size",
+                                          "mode=0700,size=100%"};
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        if (mount("godwit", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options[i]) == 0) {
+            mount(NULL, path, NULL, MS_PRIVATE, NULL);
+            return 0;
+        }
+    }
+    return -errno;
+}
+
+/* ---- snapshots ---- */
+
+static struct snapshot *snapshot_free(struct snapshot *snapshot)
+{
+    if (!snapshot)
+        return NULL;
+    close_fd(snapshot->dirfd);
+    close_fd(snapshot->imagefd);
+    free(snapshot->id);
+    free(snapshot->command);
+    free(snapshot->host);
+    free(snapshot);
+    return NULL;
+}
+
+static struct snapshot *snapshot_new(struct store *store, const char *id)
+{
+    struct snapshot *snapshot = calloc(1, sizeof(*snapshot));
+    if (!snapshot)
+        return NULL;
+    *snapshot = (struct snapshot){
+        .store = store,
+        .id = strdup(id),
+        .command = strdup(""),
+        .host = strdup(""),
+        .dirfd = -EBADF,
+        .imagefd = -EBADF,
+        .created_usec = now_usec(),
+    };
+    if (!snapshot->id || !snapshot->command || !snapshot->host)
+        return snapshot_free(snapshot);
+    return snapshot;
+}
+
+static void store_add(struct store *store, struct snapshot *snapshot)
+{
+    struct snapshot **at = &store->first;
+    while (*at)
+        at = &(*at)->next;
+    *at = snapshot;
+}
+
+struct snapshot *snapshot_create(struct store *store, const char *id, struct error *err)
+{
+    if (store_find(store, id)) {
+        error_set(err, FAILURE_BUSY, "snapshot %s: exists already: choose another id, or forget it",
+                  id);
+        return NULL;
+    }
+    struct snapshot *snapshot = snapshot_new(store, id);
+    if (!snapshot) {
+        error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", id);
+        return NULL;
+    }
+    snapshot->dirfd = make_directory_at(store->dirfd, id);
+    int r = snapshot->dirfd;
+    if (r >= 0)
+        r = snapshot->imagefd = make_directory_at(snapshot->dirfd, "images");
+    if (r < 0) {
+        error_set_errno(err, FAILURE_SYSTEM, r, "snapshot %s: %s/%s", id, store->path, id);
+        unlinkat(store->dirfd, id, AT_REMOVEDIR);
+        return snapshot_free(snapshot);
+    }
+    store_add(store, snapshot);
+    return snapshot;
+}
+
+static int snapshot_write_about(const struct snapshot *snapshot)
+{
+    char text[8192 + 1024];
+    int n = snprintf(text, sizeof(text),
+                     "state=%s\nkept=%d\npid=%u\nbytes=%llu\nimages=%u\nhost=%s\ncommand=%s\n",
+                     snapshot_state_name(snapshot->state), snapshot->kept, snapshot->pid,
+                     (unsigned long long)snapshot->bytes, snapshot->images, snapshot->host,
+                     snapshot->command);
+    if (n >= (int)sizeof(text))
+        return -EMSGSIZE;
+    _cleanup_close_ int fd =
+        openat(snapshot->dirfd, "about.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    int r = write_all(fd, text, (size_t)n);
+    if (r < 0)
+        return r;
+    return renameat(snapshot->dirfd, "about.new", snapshot->dirfd, "about") < 0 ? -errno : 0;
+}
+
+int snapshot_set_state(struct snapshot *snapshot, enum snapshot_state state)
+{
+    enum snapshot_state before = snapshot->state;
+    snapshot->state = state;
+    int r = snapshot_write_about(snapshot);
+    if (r < 0)
+        snapshot->state = before;
+    return r;
+}
+
+struct snapshot *snapshot_remove(struct snapshot *snapshot)
+{
+    if (!snapshot)
+        return NULL;
+    struct store *store = snapshot->store;
+    struct snapshot **at = &store->first;
+    while (*at && *at != snapshot)
+        at = &(*at)->next;
+    if (*at)
+        *at = snapshot->next;
+    empty_directory(snapshot->dirfd);
+    unlinkat(store->dirfd, snapshot->id, AT_REMOVEDIR);
+    budget_refund(&store->budget, snapshot->charge);
+    return snapshot_free(snapshot);
+}
+
+int snapshot_path(const struct snapshot *snapshot, char *buf, size_t size)
+{
+    int n = snprintf(buf, size, "%s/%s/images", snapshot->store->path, snapshot->id);
+    return n < (int)size ? 0 : -ENAMETOOLONG;
+}
+
+/* ---- what an earlier cache left ---- */
+
+static int replace_string(char **string, const char *value)
+{
+    char *copy = strdup(value);
+    if (!copy)
+        return -ENOMEM;
+    free(*string);
+    *string = copy;
+    return 0;
+}
+
+static int snapshot_take_line(struct snapshot *snapshot, char *line)
+{
+    char *value = strchr(line, '=');
+    uint64_t number = 0;
+    if (!value)
+        return -EINVAL;
+    *value++ = '\0';
+    if (strcmp(line, "state") == 0)
+        return state_after_restart(value, &snapshot->state);
+    if (strcmp(line, "host") == 0)
+        return replace_string(&snapshot->host, value);
+    if (strcmp(line, "command") == 0)
+        return replace_string(&snapshot->command, value);
+    int r = parse_number(value, UINT64_MAX, &number);
+    if (strcmp(line, "pid") == 0)
+        snapshot->pid = (uint32_t)number;
+    else if (strcmp(line, "bytes") == 0)
+        snapshot->bytes = number;
+    else if (strcmp(line, "images") == 0)
+        snapshot->images = (uint32_t)number;
+    else if (strcmp(line, "kept") == 0)
+        snapshot->kept = number;
+    return r;
+}
+
+static int snapshot_read_about(struct snapshot *snapshot)
+{
+    char text[8192 + 1024];
+    _cleanup_close_ int fd = openat(snapshot->dirfd, "about", O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    ssize_t n = read(fd, text, sizeof(text) - 1);
+    if (n < 0)
+        return -errno;
+    text[n] = '\0';
+    char *save = NULL;
+    for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        int r = snapshot_take_line(snapshot, line);
+        if (r < 0)
+            return r;
+    }
+    return snapshot->state == SNAPSHOT_RECEIVING ? -EINVAL : 0;
+}
+
+static int store_load_one(struct store *store, const char *id)
+{
+    struct snapshot *snapshot = snapshot_new(store, id);
+    if (!snapshot)
+        return -ENOMEM;
+    int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    snapshot->dirfd = openat(store->dirfd, id, flags);
+    snapshot->imagefd = snapshot->dirfd < 0 ? -EBADF : openat(snapshot->dirfd, "images", flags);
+    int r = snapshot->imagefd < 0 ? -errno : snapshot_read_about(snapshot);
+    if (r < 0) {
+        snapshot_free(snapshot);
+        return r;
+    }
+    /* Over the limit or not, what is here is here. */
+    snapshot->charge = snapshot->bytes;
+    store->budget.used += snapshot->charge;
+    store_add(store, snapshot);
+    return 0;
+}
+
+static int store_load(struct store *store)
+{
+    int copy = openat(store->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    if (!dir)
+        return -errno;
+    struct dirent *entry;
+    while ((entry = readdir(dir))) {
+        if (entry->d_name[0] == '.' || store_load_one(store, entry->d_name) == 0)
+            continue;
+        int fd =
+            openat(store->dirfd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd >= 0)
+            empty_directory(fd);
+        close_fd(fd);
+        unlinkat(store->dirfd, entry->d_name, fd >= 0 ? AT_REMOVEDIR : 0);
+    }
+    closedir(dir);
+    return 0;
+}
+
+/* ---- the store ---- */
+
+struct store *store_open(const char *path, bool mount, uint64_t limit_bytes, struct error *err)
+{
+    struct store *store = calloc(1, sizeof(*store));
+    if (!store)
+        return NULL;
+    store->dirfd = -EBADF;
+    store->budget.limit = limit_bytes;
+    store->path = strdup(path);
+    int r = 0;
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        r = -errno;
+    if (r == 0 && mount && !is_mount_point(path))
+        r = mount_tmpfs(path);
+    store->mounted = mount && r == 0;
+    if (r == 0) {
+        store->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        r = store->dirfd < 0 ? -errno : store_load(store);
+    }
+    if (r < 0) {
+        error_set_errno(err, FAILURE_SYSTEM, r, "the store at %s", path);
+        return store_close(store);
+    }
+    return store;
+}
+
+struct store *store_close(struct store *store)
+{
+    if (!store)
+        return NULL;
+    bool empty = !store->first;
+    while (store->first) {
+        struct snapshot *snapshot = store->first;
+        store->first = snapshot->next;
+        snapshot_free(snapshot);
+    }
+    close_fd(store->dirfd);
+    if (store->mounted && empty) {
+        umount2(store->path, MNT_DETACH);
+        rmdir(store->path);
+    }
+    free(store->path);
+    free(store);
+    return NULL;
+}
+
+struct budget *store_budget(struct store *store)
+{
+    return &store->budget;
+}
+
+struct snapshot *store_first(struct store *store)
+{
+    return store->first;
+}
+
+struct snapshot *store_find(struct store *store, const char *id)
+{
+    for (struct snapshot *snapshot = store->first; snapshot; snapshot = snapshot->next) {
+        if (strcmp(snapshot->id, id) == 0)
+            return snapshot;
+    }
+    return NULL;
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The store of an image-cache: snapshots under one directory on a tmpfs of its own.
+ *
+ *   WORKDIR/images/                tmpfs with huge pages, mounted by the cache
+ *       ID/about                   the state, for a cache that comes after this one
+ *       ID/images/core-1.img       what `criu restore -D` reads
+ *       ID/images/pages-1.img      the arena of a shadow
+ *
+ * The files are memory, never disk; they outlive a cache that is killed, because after the
+ * acknowledgement they may be the only copy of the process.
+ *
+ *   RECEIVING ──▶ HELD ──▶ READY ──▶ RESTORING ──▶ STARTED ──▶ gone, or READY again if kept
+ *       │         │  │       ▲ ▲           │             │
+ *       ▼         ▼  ▼       │ └───────────┘             └─▶ READY if criu failed and says so
+ *      gone    gone  DOUBT ──┘
+ *
+ * HELD becomes DOUBT when the link is lost: until the source tells that its process has ended (or
+ * an operator does) a restore might run it twice.  STARTED whose restore vanished without a word
+ * stays STARTED for the same reason.
+ *
+ * Single-threaded: all calls are made on the loop's thread of the daemon that owns it.
+ */
+#include "store/shadow.h"
+
+enum snapshot_state {
+    SNAPSHOT_RECEIVING, /* not whole; lost with the link */
+    SNAPSHOT_HELD,      /* whole and acknowledged; whether the source's process has ended is open */
+    SNAPSHOT_READY,     /* may be restored */
+    SNAPSHOT_RESTORING, /* criu restore is at work, nothing runs yet */
+    SNAPSHOT_STARTED,   /* it was allowed to run: a copy runs here, or may run */
+    SNAPSHOT_DOUBT,     /* held, and nobody tells whether the source's copy still runs */
+};
+
+struct store;
+
+struct snapshot {
+    struct store *store;
+    struct snapshot *next;
+    char *id;
+    enum snapshot_state state;
+    bool kept;   /* restored before, and kept: no longer handed out unless named */
+    int dirfd;   /* of ID/ */
+    int imagefd; /* of ID/images/ */
+    uint64_t bytes;
+    uint32_t images;
+    uint32_t pid; /* of the root task on the source; 0: not known */
+    char *command;
+    char *host;
+    uint64_t created_usec; /* CLOCK_MONOTONIC */
+    uint64_t charge;       /* bytes of the budget that its files hold */
+    const void *origin;    /* whose it is while RECEIVING or HELD: compared, never followed */
+};
+
+/*
+ * Opens the store in the directory `path`, which is made if missing; with `mount`, on a tmpfs of
+ * its own there.  Whole snapshots that an earlier cache left are taken over, anything else there is
+ * removed.  NULL with *err set.
+ */
+struct store *store_open(const char *path, bool mount, uint64_t limit_bytes, struct error *err);
+
+/* Closes it.  The mount goes if no snapshot is left; else the files stay for the next cache. */
+struct store *store_close(struct store *store);
+
+struct budget *store_budget(struct store *store);
+struct snapshot *store_first(struct store *store);
+struct snapshot *store_find(struct store *store, const char *id);
+
+/* Makes an empty snapshot that is RECEIVING.  NULL with *err set (FAILURE_BUSY: the id is taken).
+ */
+struct snapshot *snapshot_create(struct store *store, const char *id, struct error *err);
+
+/* Changes the state and writes it down, where it must outlive this process.  0, or negative errno.
+ */
+int snapshot_set_state(struct snapshot *snapshot, enum snapshot_state state);
+
+/* Removes the snapshot and its files, even while somebody has their directory open, and gives
+ * its charge back.  Takes NULL, returns NULL. */
+struct snapshot *snapshot_remove(struct snapshot *snapshot);
+
+/* Absolute path of the images; good as long as the snapshot lives. */
+int snapshot_path(const struct snapshot *snapshot, char *buf, size_t size);
+
+const char *snapshot_state_name(enum snapshot_state state);

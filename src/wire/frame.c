@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "wire/frame.h"
+
+#include <ctype.h>
+#include <string.h>
+
+static const uint8_t magic[8] = {'g', 'o', 'd', 'w', 'i', 't', '\r', '\n'};
+
+static const struct {
+    uint16_t type;
+    const char *name;
+} names[] = {
+    {FRAME_HELLO, "hello"},
+    {FRAME_GOODBYE, "goodbye"},
+    {FRAME_HEARTBEAT, "heartbeat"},
+    {FRAME_SNAPSHOT_BEGIN, "snapshot-begin"},
+    {FRAME_SNAPSHOT_END, "snapshot-end"},
+    {FRAME_SNAPSHOT_ABORT, "snapshot-abort"},
+    {FRAME_VERDICT, "verdict"},
+    {FRAME_SNAPSHOT_ACCEPT, "snapshot-accept"},
+    {FRAME_SNAPSHOT_ACK, "snapshot-ack"},
+    {FRAME_SNAPSHOT_REFUSE, "snapshot-refuse"},
+    {FRAME_VERDICT_ACK, "verdict-ack"},
+    {FRAME_IMAGE_BEGIN, "image-begin"},
+    {FRAME_IMAGE_DATA, "image-data"},
+    {FRAME_IMAGE_END, "image-end"},
+    {FRAME_SPACE_BEGIN, "space-begin"},
+    {FRAME_PAGES, "pages"},
+    {FRAME_SPACE_END, "space-end"},
+};
+
+const char *frame_name(uint16_t type)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        if (names[i].type == type)
+            return names[i].name;
+    }
+    return "?";
+}
+
+void frame_encode(const struct frame *frame, uint8_t out[WIRE_HEADER_BYTES])
+{
+    put_le16(out, frame->type);
+    put_le16(out + 2, frame->flags);
+    put_le32(out + 4, frame->length);
+    put_le32(out + 8, frame->session);
+    put_le32(out + 12, frame->item);
+    put_le64(out + 16, frame->offset);
+    put_le64(out + 24, 0);
+}
+
+int frame_decode(const uint8_t in[WIRE_HEADER_BYTES], struct frame *ret, struct error *err)
+{
+    struct frame frame = {
+        .type = get_le16(in),
+        .flags = get_le16(in + 2),
+        .length = get_le32(in + 4),
+        .session = get_le32(in + 8),
+        .item = get_le32(in + 12),
+        .offset = get_le64(in + 16),
+    };
+    uint32_t limit = frame_is_bulk(frame.type) ? WIRE_BULK_MAX : WIRE_CONTROL_MAX;
+    if (frame.length > limit) {
+        error_set(err, FAILURE_PEER,
+                  "the peer broke the protocol: %s frame of %u bytes, at most %u",
+                  frame_name(frame.type), frame.length, limit);
+        return -EPROTO;
+    }
+    if (get_le64(in + 24) != 0 || (frame.flags != 0 && frame.type != FRAME_PAGES)) {
+        error_set(err, FAILURE_PEER, "the peer broke the protocol: reserved field set in %s frame",
+                  frame_name(frame.type));
+        return -EPROTO;
+    }
+    *ret = frame;
+    return 0;
+}
+
+void preamble_encode(uint8_t out[WIRE_PREAMBLE_BYTES])
+{
+    memcpy(out, magic, sizeof(magic));
+    put_le16(out + 8, WIRE_MAJOR);
+    put_le16(out + 10, WIRE_MINOR);
+    put_le32(out + 12, 0);
+}
+
+int preamble_check(const uint8_t in[WIRE_PREAMBLE_BYTES], struct error *err)
+{
+    if (memcmp(in, magic, sizeof(magic)) != 0) {
+        error_set(err, FAILURE_PEER, "the peer is not godwit: its first bytes are something else");
+        return -EPROTO;
+    }
+    uint16_t major = get_le16(in + 8), minor = get_le16(in + 10);
+    if (major != WIRE_MAJOR) {
+        error_set(
+            err, FAILURE_PEER,
+            "the peer speaks protocol %u.%u and this side %u.%u: use one release of godwit on "
+            "both hosts",
+            major, minor, WIRE_MAJOR, WIRE_MINOR);
+        return -EPROTONOSUPPORT;
+    }
+    return 0;
+}
+
+bool snapshot_id_valid(const char *id)
+{
+    size_t len = strlen(id);
+    if (len == 0 || len > WIRE_ID_MAX || id[0] == '.')
+        return false;
+    for (size_t i = 0; i < len; i++) {
+        unsigned char c = (unsigned char)id[i];
+        if (!isalnum(c) && c != '.' && c != '_' && c != '-')
+            return false;
+    }
+    return true;
+}
+
+bool image_name_valid(const char *name)
+{
+    size_t len = strlen(name);
+    return len > 0 && len <= WIRE_NAME_MAX && !strchr(name, '/') && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0;
+}

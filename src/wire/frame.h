@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Numbers of the link between image-proxy and image-cache; docs/protocol.md tells the same to
+ * people.  All integers are little-endian.
+ *
+ *   preamble, 16 bytes, once in each direction, sent without waiting for the other side:
+ *       0  "godwit\r\n"    8  u16 major    10  u16 minor    12  u32 zero
+ *   then frames:
+ *       0  u16 type     2  u16 flags, zero     4  u32 length of the payload
+ *       8  u32 session 12  u32 item           16  u64 offset           24  u64 zero
+ *      32  payload
+ *
+ * A change that an older peer would misread raises the major number, and majors do not talk to one
+ * another; a new frame type that an older peer may ignore raises the minor one.  Types are grouped
+ * by a hundred, never renumbered and never used again.
+ */
+#include "base/error.h"
+
+enum {
+    WIRE_MAJOR = 1,
+    WIRE_MINOR = 0,
+    WIRE_PREAMBLE_BYTES = 16,
+    WIRE_HEADER_BYTES = 32,
+    WIRE_CONTROL_MAX = 64 << 10, /* payload of a control frame */
+    WIRE_BULK_MAX = 1 << 20,     /* payload of a data frame */
+    WIRE_NAME_MAX = 255,         /* bytes of an image's name */
+    WIRE_ID_MAX = 64,            /* bytes of a snapshot id */
+    WIRE_DIGEST_BYTES = 16,
+};
+
+enum frame_type {
+    /* the link itself */
+    FRAME_HELLO = 1,   /* both ways, first */
+    FRAME_GOODBYE = 2, /* both ways, last: Failure tells why, code 0: nothing is wrong */
+    FRAME_HEARTBEAT = 3,
+
+    /* a snapshot: proxy to cache */
+    FRAME_SNAPSHOT_BEGIN = 100,
+    FRAME_SNAPSHOT_END = 101,
+    FRAME_SNAPSHOT_ABORT = 102, /* before the end: Failure */
+    FRAME_VERDICT = 103,        /* after the acknowledgement, by id, until it is acknowledged */
+    /* a snapshot: cache to proxy */
+    FRAME_SNAPSHOT_ACCEPT = 150,
+    FRAME_SNAPSHOT_ACK = 151,    /* complete, and every digest agrees */
+    FRAME_SNAPSHOT_REFUSE = 152, /* at any time before the acknowledgement: Failure */
+    FRAME_VERDICT_ACK = 153,
+
+    /* items of a snapshot: proxy to cache */
+    FRAME_IMAGE_BEGIN = 200,
+    FRAME_IMAGE_DATA = 201, /* bulk; offset: in the image */
+    FRAME_IMAGE_END = 202,
+    FRAME_SPACE_BEGIN = 210,
+    FRAME_PAGES = 211, /* bulk; offset: virtual address; flags: see below */
+    FRAME_SPACE_END = 212,
+};
+
+/* Flags of FRAME_PAGES. */
+enum {
+    PAGES_LAZY = 1, /* CRIU may leave these pages for later in a lazy restore */
+};
+
+struct frame {
+    uint16_t type;
+    uint16_t flags;
+    uint32_t length;
+    uint32_t session;
+    uint32_t item;
+    uint64_t offset;
+};
+
+/* A frame whose payload is data, taken in place, and not a message. */
+static inline bool frame_is_bulk(uint16_t type)
+{
+    return type == FRAME_IMAGE_DATA || type == FRAME_PAGES;
+}
+
+void frame_encode(const struct frame *frame, uint8_t out[WIRE_HEADER_BYTES]);
+
+/* Takes a header apart and checks what can be checked without knowing the session: the reserved
+ * fields and the length.  0, or -EPROTO with *err set. */
+int frame_decode(const uint8_t in[WIRE_HEADER_BYTES], struct frame *ret, struct error *err);
+
+void preamble_encode(uint8_t out[WIRE_PREAMBLE_BYTES]);
+
+/* 0; or -EPROTO (not godwit) or -EPROTONOSUPPORT (another major), with *err set. */
+int preamble_check(const uint8_t in[WIRE_PREAMBLE_BYTES], struct error *err);
+
+/* Name of a type for logs and errors; "?" when unknown. */
+const char *frame_name(uint16_t type);
+
+/*
+ * Whether bytes are a snapshot id: 1 to WIRE_ID_MAX of [A-Za-z0-9._-], not beginning with a dot.
+ * An id is the same on both hosts and is used as the name of a directory.
+ */
+bool snapshot_id_valid(const char *id);
+
+/* Whether bytes are an image's name: 1 to WIRE_NAME_MAX, a name in a directory and no path. */
+bool image_name_valid(const char *name);

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* Control messages: protobuf bytes to a checked structure and back. */
+#include "base/error.h"
+#include "link.pb-c.h"
+
+/*
+ * Unpacks one message of the given kind; the caller frees it with
+ * protobuf_c_message_free_unpacked().  Strings hold no NUL and no control character and are at most
+ * 4096 bytes.  NULL with *err set when the bytes are not such a message.
+ */
+ProtobufCMessage *message_unpack(const ProtobufCMessageDescriptor *kind, const uint8_t *bytes,
+                                 size_t length, struct error *err);
+
+static inline void message_freep(void *message)
+{
+    ProtobufCMessage *m = *(ProtobufCMessage **)message;
+    if (m)
+        protobuf_c_message_free_unpacked(m, NULL);
+}
+
+#define _cleanup_message_ _cleanup_(message_freep)
+
+/* error <-> Failure; a failure's text borrows from err. */
+Godwit__Pb__Failure failure_message(const struct error *err);
+void failure_to_error(const Godwit__Pb__Failure *failure, struct error *ret);
