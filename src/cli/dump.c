@@ -2,6 +2,7 @@
 /* godwit dump: with --remote through the image-proxy, without it plain criu. */
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -176,6 +177,34 @@ static void give_up(void *user)
     shutdown(run->pages_fd, SHUT_RDWR);
 }
 
+static void append(struct error *err, const char *format, ...) _printf_(2, 3);
+static void append(struct error *err, const char *format, ...)
+{
+    size_t used = strlen(err->text);
+    va_list ap;
+    va_start(ap, format);
+    vsnprintf(err->text + used, sizeof(err->text) - used, format, ap);
+    va_end(ap);
+}
+
+/* Says what the failure means for the process, of which criu's exit status tells. */
+static void explain(const struct dump_run *run, int criu_status, struct error *err)
+{
+    unsigned pid = (unsigned)run->values->pid;
+    /* When the proxy knows no more than that criu failed, criu's log knows better. */
+    if (err->code == FAILURE_CRIU && criu_status != 0)
+        session_criu_error(&run->session, "criu dump", criu_status, err);
+    if (criu_status != 0) {
+        append(err, "; process %u runs on", pid);
+    } else if (err->code == FAILURE_PEER) {
+        err->code = FAILURE_DOUBT;
+        append(err,
+               "; process %u has ended here and its snapshot %s is complete on the other host: if "
+               "that does not show it as ready, godwit restore --remote --snapshot %s --take-over",
+               pid, run->id, run->id);
+    }
+}
+
 static int run_criu(struct dump_run *run, struct error *err)
 {
     struct criu_args args = {0};
@@ -196,9 +225,8 @@ static int run_criu(struct dump_run *run, struct error *err)
     run->lifeline_fd = close_fd(run->lifeline_fd);
     int r = session_run(&run->session, &watch, err);
     close_fd(watch.criu_pidfd);
-    /* When the proxy knows no more than that criu failed, criu's log knows better. */
-    if (r < 0 && err->code == FAILURE_CRIU)
-        session_criu_error(&run->session, "criu dump", watch.status, err);
+    if (r < 0)
+        explain(run, watch.status, err);
     return r;
 }
 

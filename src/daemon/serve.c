@@ -76,7 +76,8 @@ static int serve_feed(struct serve *serve, int pipe)
     struct feed *feed = calloc(1, sizeof(*feed));
     if (!feed)
         return -ENOMEM;
-    *feed = (struct feed){.serve = serve, .next = serve->feeds, .file = TAKE_FD(serve->file)};
+    *feed = (struct feed){.serve = serve, .next = serve->feeds, .file = serve->file};
+    serve->file = -EBADF;
     serve->feeds = feed;
     int r = set_nonblocking(pipe, true);
     if (r >= 0)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+# The short way in; meson and ninja do the work.
+#
+#   make          build
+#   make demo     a live Redis moves between two hosts (namespaces) of this machine
+#   make check    all tests
+#   make bench    the benchmarks
+#   make install  into $(PREFIX), /usr/local unless said otherwise; DESTDIR is honoured
+
+BUILD ?= build
+PREFIX ?= /usr/local
+# Of the system's own Python, so that apt's meson and pytest are found whatever else is in PATH.
+PYTHON ?= /usr/bin/python3
+MESON = $(PYTHON) /usr/bin/meson
+export GODWIT_BUILD = $(abspath $(BUILD))
+
+all: build-setup
+	ninja -C $(BUILD)
+
+build-setup:
+	scripts/setup build
+	test -f $(BUILD)/build.ninja || $(MESON) setup --prefix $(PREFIX) $(BUILD)
+
+demo: all
+	scripts/setup test
+	$(PYTHON) scripts/demo
+
+check: all
+	scripts/setup test
+	tests/run
+
+bench: all
+	scripts/setup test
+	bench/bulk
+
+install: all
+	$(MESON) install -C $(BUILD)
+
+clean:
+	rm -rf $(BUILD)
+
+.PHONY: all build-setup demo check bench install clean
