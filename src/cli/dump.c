@@ -215,6 +215,7 @@ static int run_criu(struct dump_run *run, struct error *err)
         .keep_count = ARRAY_SIZE(keep),
         .hook_workdir = run->session.workdir_path,
         .hook_token = run->token,
+        .hook_silence_usec = run->session.silence_usec,
         .ignore_interrupt = true,
     };
     struct session_run watch = {.give_up = give_up, .user = run};
@@ -326,6 +327,8 @@ int command_dump(int argc, char **argv)
                       "%s: no argument is expected; options of criu go behind --", *rest);
     if (r == 0 && values.pid == 0)
         r = error_set(&err, FAILURE_USAGE, "-t PID is missing: the process to dump");
+    if (r == 0 && values.silence_usec < USEC_PER_SEC)
+        r = error_set(&err, FAILURE_USAGE, "--timeout: at least 1 s");
     if (r == 0 && values.remote && !values.workdir)
         values.workdir = DAEMON_DEFAULT_WORKDIR;
     if (r == 0)

@@ -151,6 +151,9 @@ int options_parse(const struct command *command, int argc, char **argv, void *va
             command_usage(command);
             return 1;
         }
+        if (found == '?' && optopt > 0 && optopt < 256)
+            return error_set(err, FAILURE_USAGE, "-%c: no such option (godwit %s --help)", optopt,
+                             command->name);
         if (found == '?')
             return error_set(err, FAILURE_USAGE, "%s: no such option (godwit %s --help)",
                              argv[optind - 1], command->name);

@@ -128,6 +128,7 @@ static int run_criu(struct restore_run *run, struct error *err)
     struct criu_spawn spawn = {
         .hook_workdir = run->session.workdir_path,
         .hook_token = run->token,
+        .hook_silence_usec = run->session.silence_usec,
     };
     struct session_run watch = {.give_up = give_up, .user = &watch};
     watch.criu = criu_start(&args, &spawn, &watch.criu_pidfd, err);
@@ -224,6 +225,8 @@ int command_restore(int argc, char **argv)
     if (r == 0 && *rest)
         r = error_set(&err, FAILURE_USAGE,
                       "%s: no argument is expected; options of criu go behind --", *rest);
+    if (r == 0 && values.silence_usec < USEC_PER_SEC)
+        r = error_set(&err, FAILURE_USAGE, "--timeout: at least 1 s");
     if (r == 0 && values.remote && !values.workdir)
         values.workdir = DAEMON_DEFAULT_WORKDIR;
     if (r == 0)

@@ -16,8 +16,6 @@
 #include "criu/process.h"
 #include "wire/message.h"
 
-#define GIVE_UP_USEC (10 * USEC_PER_SEC)
-
 /* ---- opening and closing ---- */
 
 int session_open(struct session *session, const char *workdir, const char *socket_name,
@@ -255,7 +253,7 @@ static void run_check_time(struct session *session, struct session_run *run,
         state->daemon_ended = true;
         run_give_up(run, state);
     }
-    if (state->gave_up && !state->killed && now - state->gave_up_at > GIVE_UP_USEC) {
+    if (state->gave_up && !state->killed && now - state->gave_up_at > 2 * session->silence_usec) {
         state->killed = true;
         syscall(SYS_pidfd_send_signal, run->criu_pidfd, SIGKILL, NULL, 0);
     }

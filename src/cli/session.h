@@ -55,7 +55,7 @@ struct session_run {
 /*
  * Waits for criu to end and for the daemon's last word (LOCAL_DONE or LOCAL_FAILURE), in whatever
  * order.  When the daemon fails, falls silent or goes while criu works, or the user interrupts,
- * give_up() is called once, and a criu that does not end within 10 s of it is killed.  0 if the
+ * give_up() is called once, and a criu that does not end soon after it is killed.  0 if the
  * daemon said LOCAL_DONE, or -1 with *err set.
  */
 int session_run(struct session *session, struct session_run *run, struct error *err);

@@ -12,6 +12,7 @@
  * Environment, set by godwit dump and godwit restore:
  *   GODWIT_HOOK_TOKEN    hexadecimal: which dump or restore this is
  *   GODWIT_HOOK_WORKDIR  where the sockets are
+ *   GODWIT_HOOK_SILENCE  milliseconds without a word from the daemon after which the answer is no
  * Without them (criu --stream by itself) the sockets are looked for in CRTOOLS_IMAGE_DIR, and the
  * daemon knows the session by the process id of criu, the hook's parent.
  */
@@ -24,7 +25,7 @@ enum {
     HOOK_NO = 4,   /* u32, then a line of text */
 
     HOOK_ACTION_MAX = 32,
-    HOOK_SILENCE_MSEC = 10000, /* after that long without a word from the daemon the answer is no */
+    HOOK_SILENCE_MSEC = 10000, /* where GODWIT_HOOK_SILENCE is not set */
 };
 
 struct hook_ask {

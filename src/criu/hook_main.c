@@ -73,11 +73,13 @@ int main(void)
     if (ask(fd, action) < 0)
         return refuse(name);
 
+    const char *silence = getenv("GODWIT_HOOK_SILENCE");
+    int silence_msec = silence ? atoi(silence) : HOOK_SILENCE_MSEC;
     for (;;) {
         struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
         char answer[sizeof(uint32_t) + 512] = "";
         uint32_t kind;
-        int ready = poll(&poll_fd, 1, HOOK_SILENCE_MSEC);
+        int ready = poll(&poll_fd, 1, silence_msec);
         if (ready < 0 && errno == EINTR)
             continue;
         if (ready == 0)

@@ -9,7 +9,7 @@ enum {
     OBJECT_BITS = 8,
 };
 
-#define PAGES_MAX (1ull << 45) /* 57 bits of address space in pages */
+#define VADDR_END (1ull << 57) /* of user space with five-level page tables */
 
 static uint32_t host_u32(const uint8_t *p)
 {
@@ -50,7 +50,8 @@ static int check(const struct page_server_request *request, uint64_t object, str
         return -EPROTO;
     }
     if (request->command == PAGE_SERVER_ADD &&
-        (request->pages == 0 || request->pages > PAGES_MAX || request->vaddr % PAGE_BYTES)) {
+        (request->pages == 0 || request->vaddr % PAGE_BYTES || request->vaddr >= VADDR_END ||
+         request->pages > (VADDR_END - request->vaddr) / PAGE_BYTES)) {
         error_set(err, FAILURE_CRIU, "page-server: a run of %llu pages at %#llx cannot be",
                   (unsigned long long)request->pages, (unsigned long long)request->vaddr);
         return -EPROTO;

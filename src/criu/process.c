@@ -213,9 +213,12 @@ static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_
     for (size_t i = 0; i < how->keep_count; i++)
         keep_descriptor(how->keep[i]);
     if (how->hook_workdir) {
-        char token[32];
-        snprintf(token, sizeof(token), "%llx", (unsigned long long)how->hook_token);
-        setenv("GODWIT_HOOK_TOKEN", token, 1);
+        char number[32];
+        snprintf(number, sizeof(number), "%llx", (unsigned long long)how->hook_token);
+        setenv("GODWIT_HOOK_TOKEN", number, 1);
+        snprintf(number, sizeof(number), "%llu",
+                 (unsigned long long)(how->hook_silence_usec / USEC_PER_MSEC));
+        setenv("GODWIT_HOOK_SILENCE", number, 1);
         setenv("GODWIT_HOOK_WORKDIR", how->hook_workdir, 1);
     }
     if (how->ignore_interrupt)

@@ -33,6 +33,7 @@ struct criu_spawn {
     size_t keep_count;
     const char *hook_workdir; /* NULL: no hook environment */
     uint64_t hook_token;
+    uint64_t hook_silence_usec;
     bool ignore_interrupt; /* Ctrl-C is for godwit, which tells criu in its own way */
 };
 

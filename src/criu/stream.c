@@ -73,9 +73,12 @@ ssize_t stream_receive(int socket, void *buf, size_t length, int *ret_fd)
     if (n < 0)
         return -errno;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-            c->cmsg_len == CMSG_LEN(sizeof(int)))
-            memcpy(ret_fd, CMSG_DATA(c), sizeof(int));
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t at = CMSG_LEN(0); at + sizeof(int) <= c->cmsg_len; at += sizeof(int)) {
+            close_fd(*ret_fd); /* one is expected; padding has room for more */
+            memcpy(ret_fd, (char *)c + at, sizeof(int));
+        }
     }
     return n;
 }

@@ -284,11 +284,43 @@ void daemon_close(struct daemon *daemon)
     free(daemon->workdir_path);
 }
 
+/* Opens /proc/PID/name; NULL when there is no such process. */
+static FILE *open_proc(pid_t pid, const char *name)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+    return fopen(path, "re");
+}
+
+bool process_is_dying(pid_t pid)
+{
+    /* Bits of proc(5): of the pending signals SIGKILL, of the flags PF_EXITING. */
+    enum { PENDING_KILL = 1 << (SIGKILL - 1), FLAG_EXITING = 4 };
+    char line[512];
+    unsigned long long pending = 0, part;
+    unsigned flags = 0;
+    FILE *file = open_proc(pid, "status");
+    while (file && fgets(line, sizeof(line), file)) {
+        if (sscanf(line, "SigPnd: %llx", &part) == 1 || sscanf(line, "ShdPnd: %llx", &part) == 1)
+            pending |= part;
+    }
+    if (file)
+        fclose(file);
+    file = open_proc(pid, "stat");
+    if (file && fgets(line, sizeof(line), file)) {
+        const char *end = strrchr(line, ')');
+        if (!end || sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) != 1)
+            flags = 0;
+    }
+    if (file)
+        fclose(file);
+    return pending & PENDING_KILL || flags & FLAG_EXITING;
+}
+
 pid_t process_parent(pid_t pid)
 {
-    char path[32], line[512];
-    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-    FILE *file = fopen(path, "re");
+    char line[512];
+    FILE *file = open_proc(pid, "stat");
     pid_t parent = 0;
     if (file && fgets(line, sizeof(line), file)) {
         const char *end = strrchr(line, ')'); /* of the command, which may hold anything */

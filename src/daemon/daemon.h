@@ -89,5 +89,9 @@ void client_hook(struct client *client, uint32_t kind, const char *text);
  */
 int workdir_open(const char *path, bool create);
 
+/* Whether a process has been killed and has not gone yet: SIGKILL waits for it, or it is exiting.
+ */
+bool process_is_dying(pid_t pid);
+
 /* The parent of a process, or 0. */
 pid_t process_parent(pid_t pid);

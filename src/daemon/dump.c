@@ -28,9 +28,9 @@
 #include "daemon/proxy.h"
 #include "migrate/sender.h"
 
-/* How long a process that criu has killed may take to go, once criu itself is gone. */
+/* How long after criu's end the process may show no sign of being killed, and still be. */
 #define GRACE_USEC (500 * USEC_PER_MSEC)
-#define GRACE_GOOD_EXIT_USEC (10 * USEC_PER_SEC)
+#define GRACE_GOOD_EXIT_USEC (2 * USEC_PER_SEC)
 
 enum dump_state {
     DUMP_WAIT_LINK,
@@ -69,9 +69,12 @@ struct dump {
     /* what is known of the source, once ALLOWED */
     sd_event_source *root_io, *lifeline_io;
     int root_fd;
+    pid_t root_pid;
     bool root_ended, criu_ended, exit_known;
     int exit_status;
     uint64_t criu_ended_usec;
+    uint64_t
+        unanswered_since; /* what was sent last waits for the cache's answer; 0: nothing does */
 
     /* criu --stream */
     sd_event_source *stream_io;
@@ -186,7 +189,10 @@ static void dump_evaluate(struct dump *dump)
         return;
     }
     bool good = dump->exit_known && dump->exit_status == 0;
-    if (now_usec() - dump->criu_ended_usec > (good ? GRACE_GOOD_EXIT_USEC : GRACE_USEC))
+    uint64_t grace = good ? GRACE_GOOD_EXIT_USEC : GRACE_USEC;
+    /* Tearing down a large process takes seconds: as long as it is dying there is nothing to say.
+     */
+    if (now_usec() - dump->criu_ended_usec > grace && !process_is_dying(dump->root_pid))
         dump_decide(dump, false,
                     good ? "criu ended well and the process still runs: was it told to leave it?"
                          : "criu failed after the dump; the process runs on");
@@ -246,8 +252,9 @@ static int dump_watch(struct dump *dump, sd_event_source **source, int fd,
     return sd_event_source_set_io_fd_own(*source, true);
 }
 
-static int dump_watch_root(struct dump *dump, int pidfd)
+static int dump_watch_root(struct dump *dump, pid_t pid, int pidfd)
 {
+    dump->root_pid = pid;
     dump->root_fd = pidfd;
     return dump_watch(dump, &dump->root_io, pidfd, on_root);
 }
@@ -407,7 +414,7 @@ static int dump_take_fds(struct dump *dump, struct local_packet *packet)
 {
     dump->pages_fd = TAKE_FD(packet->fds[DUMP_FD_PAGES]);
     dump->images_fd = TAKE_FD(packet->fds[DUMP_FD_IMAGES]);
-    int r = dump_watch_root(dump, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
+    int r = dump_watch_root(dump, (pid_t)dump->pid, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
     if (r >= 0)
         r = dump_watch(dump, &dump->lifeline_io, TAKE_FD(packet->fds[DUMP_FD_LIFELINE]),
                        on_lifeline);
@@ -566,7 +573,7 @@ void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask
     int r = 0;
     if (dump->is_stream && ask->root_pid) {
         int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)ask->root_pid, 0);
-        r = pidfd < 0 ? -errno : dump_watch_root(dump, pidfd);
+        r = pidfd < 0 ? -errno : dump_watch_root(dump, (pid_t)ask->root_pid, pidfd);
     } else if (!dump->is_stream) {
         r = sender_open_directory(dump->sender, TAKE_FD(dump->images_fd));
     }
@@ -611,6 +618,34 @@ void dump_client_gone(struct dump *dump, struct client *client)
 
 /* ---- time ---- */
 
+static bool dump_waits_for_answer(const struct dump *dump)
+{
+    const struct proxy *proxy = dump->proxy;
+    if (!proxy->link_up || !link_is_drained(proxy->link))
+        return false;
+    return dump->state == DUMP_OPENING || dump->state == DUMP_DECIDED ||
+           (dump->state == DUMP_ASKED && sender_state(dump->sender) == SENDER_ENDING);
+}
+
+/* A cache that lives and does not answer is no better than a silent one: the source is frozen. */
+static void dump_check_answer(struct dump *dump)
+{
+    struct proxy *proxy = dump->proxy;
+    uint64_t now = now_usec();
+    if (!dump_waits_for_answer(dump))
+        dump->unanswered_since = 0;
+    else if (dump->unanswered_since == 0)
+        dump->unanswered_since = now;
+    if (dump->unanswered_since == 0 ||
+        now - dump->unanswered_since <= proxy->daemon.options->silence_usec)
+        return;
+    struct error err;
+    error_set(&err, FAILURE_PEER, "the image-cache has not answered for %g s",
+              (double)proxy->daemon.options->silence_usec / (double)USEC_PER_SEC);
+    dump->unanswered_since = 0;
+    link_goodbye(proxy->link, &err);
+}
+
 void dump_tick(struct dump *dump)
 {
     struct proxy *proxy = dump->proxy;
@@ -636,6 +671,7 @@ void dump_tick(struct dump *dump)
         return;
     }
     dump_evaluate(dump);
+    dump_check_answer(dump);
     if (dump->client)
         client_progress(dump->client, dump->sender ? sender_bytes(dump->sender) : 0,
                         phase_names[dump->state]);

@@ -84,6 +84,23 @@ static void empty_directory(int dirfd)
     closedir(dir);
 }
 
+/* Whether a directory certainly holds nothing. */
+static bool is_empty_directory(int dirfd)
+{
+    int copy = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    if (!dir) {
+        close_fd(copy);
+        return false;
+    }
+    bool empty = true;
+    struct dirent *entry;
+    while (empty && (entry = readdir(dir)))
+        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+    closedir(dir);
+    return empty;
+}
+
 static int make_directory_at(int dirfd, const char *name)
 {
     if (mkdirat(dirfd, name, 0700) < 0)
@@ -257,7 +274,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         return replace_string(&snapshot->host, value);
     if (strcmp(line, "command") == 0)
         return replace_string(&snapshot->command, value);
-    int r = parse_number(value, UINT64_MAX, &number);
+    if (parse_number(value, UINT64_MAX, &number) < 0)
+        return 0; /* of a newer release */
     if (strcmp(line, "pid") == 0)
         snapshot->pid = (uint32_t)number;
     else if (strcmp(line, "bytes") == 0)
@@ -266,7 +284,7 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         snapshot->images = (uint32_t)number;
     else if (strcmp(line, "kept") == 0)
         snapshot->kept = number;
-    return r;
+    return 0;
 }
 
 static int snapshot_read_about(struct snapshot *snapshot)
@@ -308,16 +326,29 @@ static int store_load_one(struct store *store, const char *id)
     return 0;
 }
 
-static int store_load(struct store *store)
+static int store_load(struct store *store, struct error *err)
 {
     int copy = openat(store->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = copy < 0 ? NULL : fdopendir(copy);
     if (!dir)
-        return -errno;
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "the store at %s", store->path);
     struct dirent *entry;
-    while ((entry = readdir(dir))) {
-        if (entry->d_name[0] == '.' || store_load_one(store, entry->d_name) == 0)
+    int r = 0;
+    while (r == 0 && (entry = readdir(dir))) {
+        if (entry->d_name[0] == '.')
             continue;
+        r = store_load_one(store, entry->d_name);
+        if (r == 0)
+            continue;
+        /* Without a written state it was never whole; anything else may be the only copy. */
+        if (r != -ENOENT) {
+            error_set_errno(err, FAILURE_SYSTEM, r,
+                            "snapshot %s of an earlier image-cache cannot be taken over: look into "
+                            "%s/%s, and remove it if it is of no use",
+                            entry->d_name, store->path, entry->d_name);
+            break;
+        }
+        r = 0;
         int fd =
             openat(store->dirfd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (fd >= 0)
@@ -326,7 +357,7 @@ static int store_load(struct store *store)
         unlinkat(store->dirfd, entry->d_name, fd >= 0 ? AT_REMOVEDIR : 0);
     }
     closedir(dir);
-    return 0;
+    return r < 0 ? -1 : 0;
 }
 
 /* ---- the store ---- */
@@ -347,8 +378,10 @@ struct store *store_open(const char *path, bool mount, uint64_t limit_bytes, str
     store->mounted = mount && r == 0;
     if (r == 0) {
         store->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        r = store->dirfd < 0 ? -errno : store_load(store);
+        r = store->dirfd < 0 ? -errno : 0;
     }
+    if (r == 0 && store_load(store, err) < 0)
+        return store_close(store);
     if (r < 0) {
         error_set_errno(err, FAILURE_SYSTEM, r, "the store at %s", path);
         return store_close(store);
@@ -360,7 +393,8 @@ struct store *store_close(struct store *store)
 {
     if (!store)
         return NULL;
-    bool empty = !store->first;
+    /* Not by the list: what could not be taken over is in the directory only. */
+    bool empty = store->dirfd >= 0 && is_empty_directory(store->dirfd);
     while (store->first) {
         struct snapshot *snapshot = store->first;
         store->first = snapshot->next;

@@ -3,6 +3,9 @@
 
 #include <ctype.h>
 #include <string.h>
+#include <xxhash.h>
+
+enum { CHECKED_BYTES = 24 }; /* of the header, in front of the check */
 
 static const uint8_t magic[8] = {'g', 'o', 'd', 'w', 'i', 't', '\r', '\n'};
 
@@ -38,7 +41,27 @@ const char *frame_name(uint16_t type)
     return "?";
 }
 
-void frame_encode(const struct frame *frame, uint8_t out[WIRE_HEADER_BYTES])
+/* What the check field has to be. */
+static uint64_t frame_sum(const uint8_t *header, const struct frame *frame, const void *payload)
+{
+    if (frame_is_bulk(frame->type) || frame->length == 0)
+        return XXH3_64bits(header, CHECKED_BYTES);
+    return XXH3_64bits_withSeed(payload, frame->length, XXH3_64bits(header, CHECKED_BYTES));
+}
+
+int frame_check(const uint8_t header[WIRE_HEADER_BYTES], const struct frame *frame,
+                const void *payload, struct error *err)
+{
+#ifndef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+    if (get_le64(header + CHECKED_BYTES) != frame_sum(header, frame, payload)) {
+        error_set(err, FAILURE_PEER, "a %s frame arrived damaged", frame_name(frame->type));
+        return -EPROTO;
+    }
+#endif
+    return 0;
+}
+
+void frame_encode(const struct frame *frame, const void *payload, uint8_t out[WIRE_HEADER_BYTES])
 {
     put_le16(out, frame->type);
     put_le16(out + 2, frame->flags);
@@ -46,7 +69,7 @@ void frame_encode(const struct frame *frame, uint8_t out[WIRE_HEADER_BYTES])
     put_le32(out + 8, frame->session);
     put_le32(out + 12, frame->item);
     put_le64(out + 16, frame->offset);
-    put_le64(out + 24, 0);
+    put_le64(out + CHECKED_BYTES, frame_sum(out, frame, payload));
 }
 
 int frame_decode(const uint8_t in[WIRE_HEADER_BYTES], struct frame *ret, struct error *err)
@@ -66,11 +89,18 @@ int frame_decode(const uint8_t in[WIRE_HEADER_BYTES], struct frame *ret, struct 
                   frame_name(frame.type), frame.length, limit);
         return -EPROTO;
     }
-    if (get_le64(in + 24) != 0 || (frame.flags != 0 && frame.type != FRAME_PAGES)) {
-        error_set(err, FAILURE_PEER, "the peer broke the protocol: reserved field set in %s frame",
+    if (frame.flags != 0 && frame.type != FRAME_PAGES) {
+        error_set(err, FAILURE_PEER, "the peer broke the protocol: flags in a %s frame",
                   frame_name(frame.type));
         return -EPROTO;
     }
+    if (frame_is_bulk(frame.type) && frame.length == 0) {
+        error_set(err, FAILURE_PEER, "the peer broke the protocol: an empty %s frame",
+                  frame_name(frame.type));
+        return -EPROTO;
+    }
+    if (frame_is_bulk(frame.type) && frame_check(in, &frame, NULL, err) < 0)
+        return -EPROTO;
     *ret = frame;
     return 0;
 }

@@ -8,12 +8,17 @@
  *       0  "godwit\r\n"    8  u16 major    10  u16 minor    12  u32 zero
  *   then frames:
  *       0  u16 type     2  u16 flags, zero     4  u32 length of the payload
- *       8  u32 session 12  u32 item           16  u64 offset           24  u64 zero
+ *       8  u32 session 12  u32 item           16  u64 offset           24  u64 check
  *      32  payload
  *
+ * check is XXH3-64 of the 24 bytes before it and, for control frames, of the payload: a bit that
+ * turns on the way must not become another name or another verdict.  The payload of data frames is
+ * in the digest of its item.
+ *
  * A change that an older peer would misread raises the major number, and majors do not talk to one
- * another; a new frame type that an older peer may ignore raises the minor one.  Types are grouped
- * by a hundred, never renumbered and never used again.
+ * another.  A type that the other side does not know ends the link, so what a new minor number adds
+ * is sent only to a peer whose minor number has it.  Types are grouped by a hundred, never
+ * renumbered and never used again.
  */
 #include "base/error.h"
 
@@ -75,11 +80,16 @@ static inline bool frame_is_bulk(uint16_t type)
     return type == FRAME_IMAGE_DATA || type == FRAME_PAGES;
 }
 
-void frame_encode(const struct frame *frame, uint8_t out[WIRE_HEADER_BYTES]);
+/* Writes a header.  payload: of a control frame, frame->length bytes; of no interest for data. */
+void frame_encode(const struct frame *frame, const void *payload, uint8_t out[WIRE_HEADER_BYTES]);
 
-/* Takes a header apart and checks what can be checked without knowing the session: the reserved
- * fields and the length.  0, or -EPROTO with *err set. */
+/* Takes a header apart and checks what can be checked without knowing the session: flags, length,
+ * and the check of a data frame.  0, or -EPROTO with *err set. */
 int frame_decode(const uint8_t in[WIRE_HEADER_BYTES], struct frame *ret, struct error *err);
+
+/* The check of a control frame, once its payload is there.  0, or -EPROTO with *err set. */
+int frame_check(const uint8_t header[WIRE_HEADER_BYTES], const struct frame *frame,
+                const void *payload, struct error *err);
 
 void preamble_encode(uint8_t out[WIRE_PREAMBLE_BYTES]);
 

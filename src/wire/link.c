@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "wire/link.h"
 
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/utsname.h>
 
@@ -40,7 +42,10 @@ struct link {
     uint8_t *rx;
     size_t rx_start, rx_end;
     bool in_payload;
-    struct frame frame;
+    bool turn_over; /* what is read ahead is used up, nothing more is read */
+    bool peer_left; /* it said goodbye or closed: there is nobody to say it to */
+    uint8_t header[WIRE_HEADER_BYTES];
+    struct frame frame; /* the same, taken apart */
     uint32_t frame_done;
 
     /* sending: the batch in flight, then the queue, then the next source */
@@ -62,7 +67,7 @@ bool link_batch_add(struct link_batch *batch, const struct frame *frame, const v
         return false;
     unsigned n = batch->frames++;
     batch->bytes += frame->length;
-    frame_encode(frame, batch->headers[n]);
+    frame_encode(frame, payload, batch->headers[n]);
     batch->iov[2 * n] = (struct iovec){batch->headers[n], WIRE_HEADER_BYTES};
     batch->iov[2 * n + 1] = (struct iovec){(void *)payload, frame->length};
     return true;
@@ -313,9 +318,10 @@ void link_send(struct link *link, uint16_t type, uint32_t session, uint32_t item
         link->taken = now_usec();
     struct frame frame = {
         .type = type, .length = (uint32_t)length, .session = session, .item = item};
-    frame_encode(&frame, link->queue + link->queue_end);
+    uint8_t *header = link->queue + link->queue_end, *payload = header + WIRE_HEADER_BYTES;
     if (length > 0)
-        protobuf_c_message_pack(message, link->queue + link->queue_end + WIRE_HEADER_BYTES);
+        protobuf_c_message_pack(message, payload);
+    frame_encode(&frame, payload, header);
     link->queue_end += WIRE_HEADER_BYTES + length;
     link->spoke = now_usec();
     link_watch(link, EPOLLIN | EPOLLOUT);
@@ -325,7 +331,10 @@ void link_goodbye(struct link *link, const struct error *err)
 {
     Godwit__Pb__Failure failure = failure_message(err);
     link_send(link, FRAME_GOODBYE, 0, 0, &failure.base);
-    link_flush(link);
+    /* What is under way goes first; no more is drawn, and whether it arrives changes nothing. */
+    ssize_t n = 1;
+    while (link->state != LINK_DOWN && n > 0 && (link_batch_in_flight(link) || link->queue_end > 0))
+        n = link_batch_in_flight(link) ? link_write_batch(link) : link_write_queue(link);
     link_fail(link, err);
 }
 
@@ -380,7 +389,14 @@ static int link_take_goodbye(struct link *link, const uint8_t *payload, struct e
         message_unpack(&godwit__pb__failure__descriptor, payload, link->frame.length, err);
     if (message)
         failure_to_error((const Godwit__Pb__Failure *)message, err);
+    link->peer_left = true;
     return -1;
+}
+
+static int link_take_end(struct link *link, struct error *err)
+{
+    link->peer_left = true;
+    return error_set(err, FAILURE_PEER, "the peer closed the connection");
 }
 
 static int link_take_control(struct link *link, const uint8_t *payload, struct error *err)
@@ -407,9 +423,11 @@ static int link_pull(struct link *link, size_t need, struct error *err)
         link->rx_start = 0;
     }
     size_t want = MIN(need - link->rx_end + RX_LOOK_AHEAD, RX_BYTES - link->rx_end);
+    if (link->turn_over)
+        return 0;
     ssize_t n = recv(link->fd, link->rx + link->rx_end, want, MSG_DONTWAIT);
     if (n == 0)
-        return error_set(err, FAILURE_PEER, "the peer closed the connection");
+        return link_take_end(link, err);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR
                    ? 0
@@ -434,9 +452,11 @@ static ssize_t link_land(struct link *link, void *place, size_t length, struct e
     struct iovec iov[2] = {{place, length}, {link->rx, last ? RX_LOOK_AHEAD : 0}};
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
     link->rx_start = link->rx_end = 0;
+    if (link->turn_over)
+        return 0;
     ssize_t n = recvmsg(link->fd, &message, MSG_DONTWAIT);
     if (n == 0)
-        return error_set(err, FAILURE_PEER, "the peer closed the connection");
+        return link_take_end(link, err);
     if (n < 0) {
         if (errno == EAGAIN || errno == EINTR)
             return 0;
@@ -474,6 +494,7 @@ static ssize_t link_step(struct link *link, struct error *err)
             return -1;
         if (frame_is_bulk(link->frame.type) && link->state != LINK_UP)
             return error_set(err, FAILURE_PEER, "the peer broke the protocol: data before hello");
+        memcpy(link->header, link->rx + link->rx_start, WIRE_HEADER_BYTES);
         link->rx_start += WIRE_HEADER_BYTES;
         link->in_payload = true;
         link->frame_done = 0;
@@ -486,6 +507,8 @@ static ssize_t link_step(struct link *link, struct error *err)
         const uint8_t *payload = link->rx + link->rx_start;
         link->rx_start += link->frame.length;
         link->in_payload = false;
+        if (frame_check(link->header, &link->frame, payload, err) < 0)
+            return -1;
         return link_take_control(link, payload, err) < 0 ? -1 : WIRE_HEADER_BYTES;
     }
     if (link->frame_done == link->frame.length) {
@@ -509,14 +532,15 @@ static ssize_t link_step(struct link *link, struct error *err)
 
 static void link_receive(struct link *link)
 {
-    for (size_t received = 0; link->state != LINK_DOWN && received < TURN_BYTES;) {
+    for (size_t received = 0; link->state != LINK_DOWN;) {
         struct error err;
+        link->turn_over = received >= TURN_BYTES;
         ssize_t n = link_step(link, &err);
         if (n < 0) {
-            /* What the peer said or did not say is no news to it; what it did wrong is. */
-            if (link->state == LINK_DOWN)
-                return;
-            link_goodbye(link, &err);
+            if (link->peer_left)
+                link_fail(link, &err);
+            else
+                link_goodbye(link, &err);
             return;
         }
         if (n == 0)
@@ -534,9 +558,6 @@ static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
         link_receive(link);
     if (link->state != LINK_DOWN)
         link_flush(link);
-    /* What was read ahead is no event to epoll: go on with it while it holds something. */
-    if (link->state != LINK_DOWN && link->rx_end > link->rx_start)
-        link_receive(link);
     return 0;
 }
 
@@ -635,6 +656,14 @@ struct link *link_free(struct link *link)
     free(link->batch.buf);
     free(link);
     return NULL;
+}
+
+bool link_is_drained(const struct link *link)
+{
+    int unacknowledged = 0;
+    if (link->state == LINK_DOWN || link_has_output(link))
+        return false;
+    return ioctl(link->fd, SIOCOUTQ, &unacknowledged) < 0 || unacknowledged == 0;
 }
 
 bool link_is_up(const struct link *link)

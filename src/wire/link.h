@@ -34,8 +34,8 @@ enum {
     LINK_BATCH_FRAMES = 256,
 };
 
-/* What a source gives in one turn: frames whose payloads lie in |buf|, or in memory of the source
- * that stays as it is until its next turn or its removal. */
+/* What a source gives in one turn: frames whose payloads lie all in |buf|, or all in memory of the
+ * source that stays as it is until its next turn or its removal. */
 struct link_batch {
     uint8_t *buf; /* LINK_BATCH_BYTES of scratch that is the source's for this turn; page-aligned */
     size_t bytes; /* of payload so far, at most LINK_BATCH_BYTES */
@@ -89,11 +89,14 @@ struct link_ops {
 struct link *link_new(sd_event *event, int fd, uint64_t silence_usec, const struct link_ops *ops,
                       void *user);
 
-/* Closes at once.  down() is not called.  Takes NULL, returns NULL. */
+/* Closes at once.  down() is not called.  Sources are removed before.  Takes NULL, returns NULL. */
 struct link *link_free(struct link *link);
 
 /* Whether the handshake is over and down() has not been called. */
 bool link_is_up(const struct link *link);
+
+/* Whether everything that was to go out has reached the peer's host (TCP) or the peer (UNIX). */
+bool link_is_drained(const struct link *link);
 
 /* Queues a control frame; message may be NULL (no payload).  What cannot be queued (no memory, a
  * peer that takes nothing) takes the link down. */
