@@ -4,7 +4,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "base/io.h"
 #include "cli/commands.h"
@@ -121,6 +123,30 @@ static void give_up(void *user)
     syscall(SYS_pidfd_send_signal, watch->criu_pidfd, SIGTERM, NULL, 0);
 }
 
+/*
+ * A criu that is killed leaves what it had built, waiting for ever for a word from it.  All of that
+ * has become ours, because this process is their subreaper.
+ */
+static void kill_descendants(void)
+{
+    for (;;) {
+        pid_t children[64];
+        size_t count = 0;
+        FILE *file = fopen("/proc/thread-self/children", "re");
+        while (file && count < ARRAY_SIZE(children) && fscanf(file, "%d", &children[count]) == 1)
+            count++;
+        if (file)
+            fclose(file);
+        if (count == 0)
+            return;
+        for (size_t i = 0; i < count; i++) {
+            kill(children[i], SIGKILL);
+            while (waitpid(children[i], NULL, 0) < 0 && errno == EINTR)
+                ;
+        }
+    }
+}
+
 static int run_criu(struct restore_run *run, struct error *err)
 {
     struct criu_args args = {0};
@@ -131,13 +157,22 @@ static int run_criu(struct restore_run *run, struct error *err)
         .hook_silence_usec = run->session.silence_usec,
     };
     struct session_run watch = {.give_up = give_up, .user = &watch};
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
     watch.criu = criu_start(&args, &spawn, &watch.criu_pidfd, err);
     criu_args_free(&args);
     if (watch.criu < 0)
         return -1;
     int r = session_run(&run->session, &watch, err);
     close_fd(watch.criu_pidfd);
+    if (r < 0 && err->code == FAILURE_PEER && watch.status == 0) {
+        fprintf(stderr,
+                "godwit restore: %s; the process runs, and a later image-cache may still show its "
+                "snapshot %s as started: godwit forget it\n",
+                err->text, run->id);
+        return 0;
+    }
     if (r < 0 && err->code == FAILURE_CRIU) {
+        kill_descendants();
         char advice[sizeof(err->text)];
         snprintf(advice, sizeof(advice), "%s", err->text);
         session_criu_error(&run->session, "criu restore", watch.status, err);

@@ -254,27 +254,25 @@ void claim_exited(struct cache *cache, struct client *client, const struct local
         claim = claim->next;
     if (!message || !claim || !claim->snapshot)
         return;
-    struct snapshot *snapshot = TAKE_PTR(claim->snapshot);
+    struct snapshot *snapshot = claim->snapshot;
     int status = ((const Godwit__Pb__Exited *)message)->status;
     if (status == 0) {
-        cache_snapshot_restored(cache, snapshot, claim->keep);
-        client_done(claim->client, 0);
+        cache_snapshot_restored(cache, TAKE_PTR(claim->snapshot), claim->keep);
+        client_done(client, 0);
         claim_free(claim);
         return;
     }
-    if (status < 128) {
-        /* criu says that it failed, and then it has killed what it had built. */
-        error_set(&err, FAILURE_CRIU, "snapshot %s is still there for another try", snapshot->id);
-        cache_set_state(cache, snapshot, SNAPSHOT_READY);
-    } else if (snapshot->state == SNAPSHOT_RESTORING) {
-        error_set(&err, FAILURE_CRIU, "snapshot %s is still there for another try", snapshot->id);
-        cache_set_state(cache, snapshot, SNAPSHOT_READY);
-    } else {
+    if (status > 128 && snapshot->state == SNAPSHOT_STARTED) {
         doubt_error(snapshot, &err);
+        claim_fail(claim, &err);
+        return;
     }
-    claim_fail(claim, &err);
-    if (snapshot->state == SNAPSHOT_READY)
-        cache_snapshot_ready(cache, snapshot);
+    /* Nothing of it runs: criu has killed what it had built, or was killed before it could start
+     * it. It is ready for another try when the client, which clears up behind criu, has gone. */
+    cache_set_state(cache, snapshot, SNAPSHOT_RESTORING);
+    claim->token = 0;
+    error_set(&err, FAILURE_CRIU, "snapshot %s is still there for another try", snapshot->id);
+    client_fail(client, &err);
 }
 
 void claims_client_gone(struct cache *cache, struct client *client)

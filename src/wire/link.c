@@ -47,6 +47,8 @@ struct link {
     uint8_t header[WIRE_HEADER_BYTES];
     struct frame frame; /* the same, taken apart */
     uint32_t frame_done;
+    void *place; /* where the next data goes, asked for once per piece; length 0: to be asked */
+    size_t place_length;
 
     /* sending: the batch in flight, then the queue, then the next source */
     uint8_t *queue;
@@ -515,16 +517,16 @@ static ssize_t link_step(struct link *link, struct error *err)
         link->in_payload = false;
         return 1;
     }
-    void *place;
-    size_t length;
-    if (link->ops->bulk_place(link, &link->frame, link->frame_done, &place, &length, link->user,
-                              err) < 0)
+    if (link->place_length == 0 &&
+        link->ops->bulk_place(link, &link->frame, link->frame_done, &link->place,
+                              &link->place_length, link->user, err) < 0)
         return -1;
-    ssize_t n = link_land(link, place, length, err);
+    ssize_t n = link_land(link, link->place, link->place_length, err);
     if (n <= 0)
         return n;
-    if (link->ops->bulk_landed(link, &link->frame, link->frame_done, place, (size_t)n, link->user,
-                               err) < 0)
+    link->place_length = 0;
+    if (link->ops->bulk_landed(link, &link->frame, link->frame_done, link->place, (size_t)n,
+                               link->user, err) < 0)
         return -1;
     link->frame_done += (uint32_t)n;
     return n;

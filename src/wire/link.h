@@ -70,7 +70,7 @@ struct link_ops {
                    struct error *err);
 
     /* Where the data from byte |done| of this frame goes: sets *ret_place and a length of at most
-     * the rest of the frame, both valid until the next call. */
+     * the rest of the frame, both valid until bulk_landed().  Asked once for each piece. */
     int (*bulk_place)(struct link *link, const struct frame *frame, uint32_t done, void **ret_place,
                       size_t *ret_length, void *user, struct error *err);
 
