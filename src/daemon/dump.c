@@ -89,6 +89,11 @@ struct dump *dump_next(const struct dump *dump)
     return dump->next;
 }
 
+bool dump_is_over(const struct dump *dump)
+{
+    return dump->state == DUMP_OVER;
+}
+
 static struct error dump_error(enum failure code, const char *text)
 {
     struct error err;

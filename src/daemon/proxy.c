@@ -303,6 +303,8 @@ static void proxy_status(struct proxy *proxy, struct client *client)
     status.link = proxy->link_up ? (char *)"up" : proxy->link_error.text;
     client_send(client, LOCAL_STATUS_DAEMON, &status.base);
     for (const struct dump *dump = proxy->dumps; dump; dump = dump_next(dump)) {
+        if (dump_is_over(dump))
+            continue;
         Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
         dump_describe(dump, &snapshot);
         client_send(client, LOCAL_STATUS_SNAPSHOT, &snapshot.base);

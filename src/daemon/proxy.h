@@ -61,6 +61,7 @@ void dump_verdict_known(struct dump *dump, const char *id);
 
 void dump_tick(struct dump *dump);
 struct dump *dump_next(const struct dump *dump);
+bool dump_is_over(const struct dump *dump);
 void dump_describe(const struct dump *dump, Godwit__Pb__StatusSnapshot *ret);
 struct dump *dump_free(struct dump *dump);
 

@@ -180,8 +180,10 @@ static void link_fail(struct link *link, const struct error *err)
     link->timer = sd_event_source_disable_unref(link->timer);
     link_forget_sources(link);
     link->fd = close_fd(link->fd);
-    /* down() may free the link, so it is not called from inside one of its functions. */
-    if (sd_event_add_defer(link->event, &link->last_word, on_last_word, link) < 0)
+    /* down() may free the link, so it is not called from inside one of its functions; and a loop
+     * that has ended calls nobody any more. */
+    if (sd_event_get_state(link->event) != SD_EVENT_FINISHED &&
+        sd_event_add_defer(link->event, &link->last_word, on_last_word, link) < 0)
         abort();
 }
 
