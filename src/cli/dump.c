@@ -2,6 +2,7 @@
 /* godwit dump: with --remote through the image-proxy, without it plain criu. */
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -52,6 +53,7 @@ struct dump_run {
     char id[128];
     uint64_t token;
 
+    int process_fd;   /* pidfd of the root task */
     int images_fd;    /* a tmpfs of our own, mounted nowhere: gone with its last descriptor */
     int pages_fd;     /* criu's end of the page-server connection */
     int lifeline_fd;  /* write end: criu's alone once it runs */
@@ -96,6 +98,7 @@ static int open_descriptors(struct dump_run *run, struct error *err)
     if (run->proxy_fds[DUMP_FD_PROCESS] < 0)
         return error_set_errno(err, errno == ESRCH ? FAILURE_NOT_FOUND : FAILURE_SYSTEM, errno,
                                "process %d", pid);
+    run->process_fd = fcntl(run->proxy_fds[DUMP_FD_PROCESS], F_DUPFD_CLOEXEC, 3);
     run->images_fd = private_tmpfs();
     if (run->images_fd < 0)
         return error_set_errno(err, FAILURE_SYSTEM, run->images_fd,
@@ -171,10 +174,12 @@ static void build_arguments(const struct dump_run *run, struct criu_args *args)
 }
 
 /* A criu whose page connection breaks fails, and lets the process run on. */
-static void give_up(void *user)
+static bool give_up(void *user, bool by_user)
 {
+    (void)by_user;
     struct dump_run *run = user;
     shutdown(run->pages_fd, SHUT_RDWR);
+    return true;
 }
 
 static void append(struct error *err, const char *format, ...) _printf_(2, 3);
@@ -187,14 +192,16 @@ static void append(struct error *err, const char *format, ...)
     va_end(ap);
 }
 
-/* Says what the failure means for the process, of which criu's exit status tells. */
+/* Says what the failure means for the process, which is asked itself. */
 static void explain(const struct dump_run *run, int criu_status, struct error *err)
 {
     unsigned pid = (unsigned)run->values->pid;
     /* When the proxy knows no more than that criu failed, criu's log knows better. */
     if (err->code == FAILURE_CRIU && criu_status != 0)
         session_criu_error(&run->session, "criu dump", criu_status, err);
-    if (criu_status != 0) {
+    struct pollfd process = {.fd = run->process_fd, .events = POLLIN};
+    bool ended = poll(&process, 1, 0) > 0 || process_is_dying((pid_t)pid);
+    if (!ended) {
         append(err, "; process %u runs on", pid);
     } else if (err->code == FAILURE_PEER) {
         err->code = FAILURE_DOUBT;
@@ -270,6 +277,7 @@ static int dump_remote(const struct values *values, char **passed, struct error 
         .values = values,
         .passed = passed,
         .session = {.workdir = -EBADF, .daemon = -EBADF, .silence_usec = values->silence_usec},
+        .process_fd = -EBADF,
         .images_fd = -EBADF,
         .pages_fd = -EBADF,
         .lifeline_fd = -EBADF,
@@ -282,6 +290,7 @@ static int dump_remote(const struct values *values, char **passed, struct error 
     session_close(&run.session);
     if (r == 0)
         report(&run, (double)(now_usec() - began) / (double)USEC_PER_SEC);
+    close_fd(run.process_fd);
     close_fd(run.images_fd);
     close_fd(run.pages_fd);
     close_fd(run.lifeline_fd);

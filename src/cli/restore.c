@@ -116,11 +116,15 @@ static void build_arguments(const struct restore_run *run, struct criu_args *arg
         criu_args_add_all(args, run->passed);
 }
 
-/* Until the hook has been told yes, a criu that is killed leaves nothing running. */
-static void give_up(void *user)
+/* Without a cache the hook gets no yes, and criu takes back what it has built by itself; and when
+ * it has had its yes, it is not to be disturbed. */
+static bool give_up(void *user, bool by_user)
 {
     const struct session_run *watch = user;
+    if (!by_user)
+        return false;
     syscall(SYS_pidfd_send_signal, watch->criu_pidfd, SIGTERM, NULL, 0);
+    return true;
 }
 
 /*
@@ -147,6 +151,15 @@ static void kill_descendants(void)
     }
 }
 
+/* The process runs: what of it loses its parent from now on is init's, and signals end us again. */
+static void done(void *user)
+{
+    (void)user;
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+}
+
 static int run_criu(struct restore_run *run, struct error *err)
 {
     struct criu_args args = {0};
@@ -156,7 +169,7 @@ static int run_criu(struct restore_run *run, struct error *err)
         .hook_token = run->token,
         .hook_silence_usec = run->session.silence_usec,
     };
-    struct session_run watch = {.give_up = give_up, .user = &watch};
+    struct session_run watch = {.give_up = give_up, .done = done, .user = &watch};
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     watch.criu = criu_start(&args, &spawn, &watch.criu_pidfd, err);
     criu_args_free(&args);

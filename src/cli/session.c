@@ -54,12 +54,11 @@ void session_close(struct session *session)
 int session_make_directory(struct session *session, const char *prefix, const char *id,
                            const char *log, struct error *err)
 {
-    snprintf(session->directory, sizeof(session->directory), "%.10s-%.50s", prefix, id);
+    snprintf(session->directory, sizeof(session->directory), "%.10s-%.64s", prefix, id);
     if (mkdirat(session->workdir, session->directory, 0700) < 0 && errno != EEXIST)
         return error_set_errno(err, FAILURE_SYSTEM, errno, "%s/%s", session->workdir_path,
                                session->directory);
     int n;
-    session->own_log = !log;
     if (!log)
         n = snprintf(session->log, sizeof(session->log), "%s/%s/%s.log", session->workdir_path,
                      session->directory, prefix);
@@ -107,8 +106,8 @@ void session_criu_error(const struct session *session, const char *what, int sta
     char line[300];
     if (criu_first_error(session->log, line, sizeof(line)))
         error_set(ret, FAILURE_CRIU, "%s failed: %s (log: %.100s)", what, line, session->log);
-    else if (status > 128)
-        error_set(ret, FAILURE_CRIU, "%s was killed by signal %d", what, status - 128);
+    else if (criu_killed_by(status))
+        error_set(ret, FAILURE_CRIU, "%s was killed by signal %d", what, criu_killed_by(status));
     else
         error_set(ret, FAILURE_CRIU, "%s ended with status %d (log: %.200s)", what, status,
                   session->log);
@@ -193,7 +192,7 @@ static void on_interrupt(int signal_number)
 }
 
 struct run_state {
-    bool criu_ended, daemon_ended, gave_up, killed;
+    bool criu_ended, daemon_ended, gave_up, may_kill, killed;
     uint64_t heard, gave_up_at;
     bool done;           /* the daemon said so */
     struct error reason; /* of the daemon's failure, or of giving up */
@@ -205,7 +204,7 @@ static void run_give_up(struct session_run *run, struct run_state *state)
         return;
     state->gave_up = true;
     state->gave_up_at = now_usec();
-    run->give_up(run->user);
+    state->may_kill = run->give_up(run->user, interrupted);
 }
 
 static void run_take_packet(struct session *session, struct session_run *run,
@@ -222,6 +221,8 @@ static void run_take_packet(struct session *session, struct session_run *run,
     state->done = r > 0 && packet.kind == LOCAL_DONE;
     if (!state->done)
         run_give_up(run, state);
+    else if (run->done)
+        run->done(run->user);
 }
 
 static void run_take_criu(struct session *session, struct session_run *run, struct run_state *state)
@@ -253,7 +254,7 @@ static void run_check_time(struct session *session, struct session_run *run,
         state->daemon_ended = true;
         run_give_up(run, state);
     }
-    if (state->gave_up && !state->killed && now - state->gave_up_at > 2 * session->silence_usec) {
+    if (state->may_kill && !state->killed && now - state->gave_up_at > 2 * session->silence_usec) {
         state->killed = true;
         syscall(SYS_pidfd_send_signal, run->criu_pidfd, SIGKILL, NULL, 0);
     }

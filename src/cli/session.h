@@ -15,9 +15,8 @@ struct session {
     bool progress;         /* show it on standard error */
     bool progress_shown;
     uint64_t bytes;     /* told by the daemon last */
-    char directory[64]; /* of criu's log and leavings, in the work-dir; empty: none */
+    char directory[96]; /* of criu's log and leavings, in the work-dir; empty: none */
     char log[4096];     /* absolute */
-    bool own_log;       /* it is in that directory, and goes with it */
 };
 
 /*
@@ -47,7 +46,10 @@ void session_remove_directory(struct session *session);
 struct session_run {
     pid_t criu;
     int criu_pidfd;
-    void (*give_up)(void *user); /* has to make criu end */
+    /* Has to make criu end, or to know that it ends by itself.  Whether a criu that does not may be
+     * killed. */
+    bool (*give_up)(void *user, bool by_user);
+    void (*done)(void *user); /* the daemon said LOCAL_DONE; may be NULL */
     void *user;
     int status; /* out: exit status of criu */
 };

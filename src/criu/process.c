@@ -251,6 +251,11 @@ int criu_exit_status(int wait_status)
     return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status);
 }
 
+int criu_killed_by(int exit_status)
+{
+    return exit_status > 128 && exit_status <= 128 + 64 ? exit_status - 128 : 0;
+}
+
 /* ---- its log ---- */
 
 static bool is_error_line(const char *line)

@@ -44,6 +44,9 @@ pid_t criu_start(const struct criu_args *args, const struct criu_spawn *how, int
 /* Exit status from a wait status: 128 + signal when killed. */
 int criu_exit_status(int wait_status);
 
+/* The signal that such a status tells of, or 0: criu itself ends with 1 or 255 when it fails. */
+int criu_killed_by(int exit_status);
+
 /* The first line of a log that tells of an error, without its time stamp; false when there is none.
  * Lines that CRIU logs as errors on success as well are passed over. */
 bool criu_first_error(const char *log, char *buf, size_t size);

@@ -62,23 +62,57 @@ void cache_snapshot_ready(struct cache *cache, struct snapshot *snapshot)
         serves_snapshot_ready(cache, snapshot);
 }
 
+static void cache_snapshot_lost(struct cache *cache, const char *id, const struct error *err)
+{
+    claims_snapshot_lost(cache, id, err);
+    serves_snapshot_lost(cache);
+}
+
+/* A snapshot whose process runs elsewhere. */
+static void cache_drop(struct cache *cache, struct snapshot *snapshot, const char *text)
+{
+    struct error err;
+    error_set(&err, FAILURE_PEER, "snapshot %s: the process runs on at the source: %s",
+              snapshot->id, text);
+    log_error(&cache->daemon.log, "%s", err.text);
+    _cleanup_free_ char *id = strdup(snapshot->id);
+    snapshot_remove(snapshot);
+    if (id)
+        cache_snapshot_lost(cache, id, &err);
+    if (cache->daemon.options->once)
+        daemon_exit(&cache->daemon, (int)err.code);
+}
+
+void cache_snapshot_claim(struct cache *cache, struct snapshot *snapshot)
+{
+    snapshot->fallback = snapshot->state;
+    cache_set_state(cache, snapshot, SNAPSHOT_RESTORING);
+}
+
+void cache_snapshot_release(struct cache *cache, struct snapshot *snapshot)
+{
+    if (snapshot->revoked) {
+        cache_drop(cache, snapshot, "its restore failed here");
+        return;
+    }
+    cache_set_state(cache, snapshot, snapshot->fallback);
+    if (snapshot->state == SNAPSHOT_READY)
+        cache_snapshot_ready(cache, snapshot);
+}
+
 void cache_snapshot_restored(struct cache *cache, struct snapshot *snapshot, bool keep)
 {
     if (keep) {
         snapshot->kept = true;
+        snapshot->fallback = SNAPSHOT_READY;
         cache_set_state(cache, snapshot, SNAPSHOT_READY);
+        cache_snapshot_ready(cache, snapshot);
     } else {
         log_info(&cache->daemon.log, "snapshot %s: restored and freed", snapshot->id);
         snapshot_remove(snapshot);
     }
     if (cache->daemon.options->once)
         daemon_exit(&cache->daemon, 0);
-}
-
-static void cache_snapshot_lost(struct cache *cache, const char *id, const struct error *err)
-{
-    claims_snapshot_lost(cache, id, err);
-    serves_snapshot_lost(cache);
 }
 
 static void on_held(struct receiver *receiver, struct snapshot *snapshot, void *user)
@@ -107,6 +141,8 @@ static const struct receiver_ops receiver_ops = {.held = on_held, .dropped = on_
 
 static void cache_commit(struct cache *cache, struct snapshot *snapshot)
 {
+    if (snapshot->fallback == SNAPSHOT_DOUBT)
+        snapshot->fallback = SNAPSHOT_READY; /* an operator was ahead, and right */
     if (snapshot->state != SNAPSHOT_HELD && snapshot->state != SNAPSHOT_DOUBT)
         return;
     snapshot->origin = NULL;
@@ -116,22 +152,17 @@ static void cache_commit(struct cache *cache, struct snapshot *snapshot)
 
 static void cache_abort(struct cache *cache, struct snapshot *snapshot, const char *text)
 {
-    if (snapshot->state != SNAPSHOT_HELD && snapshot->state != SNAPSHOT_DOUBT) {
+    if (snapshot->state == SNAPSHOT_HELD || snapshot->state == SNAPSHOT_DOUBT) {
+        cache_drop(cache, snapshot, text);
+    } else if (snapshot->state == SNAPSHOT_RESTORING && snapshot->fallback == SNAPSHOT_DOUBT) {
+        log_error(&cache->daemon.log, "snapshot %s: taken over, but its process runs on: %s",
+                  snapshot->id, text);
+        snapshot->revoked = true; /* the hook will hear it */
+    } else {
         log_error(&cache->daemon.log,
                   "snapshot %s: its process runs on at the source (%s), and it is %s here",
                   snapshot->id, text, snapshot_state_name(snapshot->state));
-        return;
     }
-    struct error err;
-    error_set(&err, FAILURE_PEER, "snapshot %s: the process runs on at the source: %s",
-              snapshot->id, text);
-    log_error(&cache->daemon.log, "%s", err.text);
-    _cleanup_free_ char *id = strdup(snapshot->id);
-    snapshot_remove(snapshot);
-    if (id)
-        cache_snapshot_lost(cache, id, &err);
-    if (cache->daemon.options->once)
-        daemon_exit(&cache->daemon, (int)err.code);
 }
 
 static int take_verdict(struct peer *peer, const struct frame *frame, const uint8_t *payload,
@@ -145,9 +176,10 @@ static int take_verdict(struct peer *peer, const struct frame *frame, const uint
     /* Heard before or never: the proxy only has to know that it need not say so again. */
     Godwit__Pb__VerdictAck ack = GODWIT__PB__VERDICT_ACK__INIT;
     ack.id = verdict->id;
+    ack.nonce = verdict->nonce;
     link_send(peer->link, FRAME_VERDICT_ACK, 0, 0, &ack.base);
     struct snapshot *snapshot = store_find(peer->cache->store, verdict->id);
-    if (!snapshot || snapshot->state == SNAPSHOT_RECEIVING)
+    if (!snapshot || snapshot->state == SNAPSHOT_RECEIVING || snapshot->nonce != verdict->nonce)
         return 0;
     if (verdict->commit)
         cache_commit(peer->cache, snapshot);
@@ -411,8 +443,10 @@ static void cache_hook(struct cache *cache, struct client *client,
                        const struct local_packet *packet)
 {
     struct hook_ask ask = {.kind = packet->kind};
-    if (packet->length != sizeof(ask) - sizeof(ask.kind))
+    if (packet->length != sizeof(ask) - sizeof(ask.kind)) {
+        client_hook(client, HOOK_NO, "a malformed question");
         return;
+    }
     memcpy((char *)&ask + sizeof(ask.kind), packet->bytes, packet->length);
     ask.action[sizeof(ask.action) - 1] = '\0';
     bool known = ask.token ? claim_hook(cache, client, &ask) : serve_hook(cache, client, &ask);
@@ -479,8 +513,10 @@ static int cache_listen(struct cache *cache, struct error *err)
     if (count > 0) {
         /* systemd has opened the sockets: who may reach them is its unit's matter. */
         count = MIN(count, TCP_LISTENERS_MAX);
-        for (int i = 0; i < count; i++)
+        for (int i = 0; i < count; i++) {
             fds[i] = SD_LISTEN_FDS_START + i;
+            set_nonblocking(fds[i], true);
+        }
     } else {
         count = tcp_listen(options->address, options->port, options->insecure, fds, err);
     }

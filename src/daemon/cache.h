@@ -38,6 +38,13 @@ void cache_snapshot_ready(struct cache *cache, struct snapshot *snapshot);
 /* Sets a state; one that cannot be written down is logged, and stands in memory. */
 void cache_set_state(struct cache *cache, struct snapshot *snapshot, enum snapshot_state state);
 
+/* Hands it to a restore that may still fail. */
+void cache_snapshot_claim(struct cache *cache, struct snapshot *snapshot);
+
+/* A restore has failed and nothing of it runs: the snapshot is what it was before, or, if the
+ * source has meanwhile said that its process runs on, gone. */
+void cache_snapshot_release(struct cache *cache, struct snapshot *snapshot);
+
 /* A restored snapshot is freed, or kept.  With --once the daemon ends. */
 void cache_snapshot_restored(struct cache *cache, struct snapshot *snapshot, bool keep);
 

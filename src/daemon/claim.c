@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "criu/process.h"
 #include "daemon/cache.h"
 #include "wire/frame.h"
 #include "wire/message.h"
@@ -19,7 +20,7 @@
 struct claim {
     struct cache *cache;
     struct claim *next;
-    struct client *client;
+    struct client *client;    /* NULL: gone while STARTED; the last hook is still to come */
     char id[WIRE_ID_MAX + 1]; /* empty: any */
     bool keep, take_over;
     uint64_t since_usec, wait_usec;
@@ -60,8 +61,9 @@ static void claim_take(struct claim *claim, struct snapshot *snapshot)
         claim_fail(claim, &err);
         return;
     }
+    claims_snapshot_forgotten(claim->cache, snapshot);
     claim->snapshot = snapshot;
-    cache_set_state(claim->cache, snapshot, SNAPSHOT_RESTORING);
+    cache_snapshot_claim(claim->cache, snapshot);
     Godwit__Pb__RestoreReady ready = GODWIT__PB__RESTORE_READY__INIT;
     ready.id = snapshot->id;
     ready.token = claim->token;
@@ -86,7 +88,7 @@ static void doubt_error(const struct snapshot *snapshot, struct error *ret)
 static bool claim_holds(const struct cache *cache, const struct snapshot *snapshot)
 {
     for (const struct claim *claim = cache->claims; claim; claim = claim->next) {
-        if (claim->snapshot == snapshot)
+        if (claim->snapshot == snapshot && claim->client)
             return true;
     }
     return false;
@@ -149,7 +151,6 @@ void claim_open(struct cache *cache, struct client *client, const struct local_p
     }
     *claim = (struct claim){
         .cache = cache,
-        .next = cache->claims,
         .client = client,
         .keep = open->keep,
         .take_over = open->take_over,
@@ -157,7 +158,10 @@ void claim_open(struct cache *cache, struct client *client, const struct local_p
         .wait_usec = open->wait_usec,
     };
     strcpy(claim->id, open->id);
-    cache->claims = claim;
+    struct claim **last = &cache->claims; /* first come, first served */
+    while (*last)
+        last = &(*last)->next;
+    *last = claim;
     struct snapshot *snapshot = NULL;
     int r = getrandom(&claim->token, sizeof(claim->token), 0) < 0
                 ? error_set_errno(&err, FAILURE_SYSTEM, errno, "getrandom")
@@ -194,6 +198,8 @@ void claims_snapshot_forgotten(struct cache *cache, const struct snapshot *snaps
 {
     for (struct claim *claim = cache->claims; claim; claim = claim->next) {
         if (claim->snapshot == snapshot) {
+            if (claim->client)
+                client_done(claim->client, 0);
             claim_free(claim);
             return;
         }
@@ -204,6 +210,8 @@ void claims_tick(struct cache *cache)
 {
     for (struct claim *claim = cache->claims, *next; claim; claim = next) {
         next = claim->next;
+        if (!claim->client)
+            continue;
         if (claim->snapshot) {
             client_progress(claim->client, claim->snapshot->bytes,
                             snapshot_state_name(claim->snapshot->state));
@@ -224,17 +232,28 @@ void claims_tick(struct cache *cache)
 
 /* ---- restoring it ---- */
 
+/* The claim goes first: a kept snapshot is handed on to the next at once. */
+static void claim_done(struct claim *claim)
+{
+    struct cache *cache = claim->cache;
+    struct snapshot *snapshot = claim->snapshot;
+    bool keep = claim->keep;
+    if (claim->client)
+        client_done(claim->client, snapshot->bytes);
+    claim_free(claim);
+    cache_snapshot_restored(cache, snapshot, keep);
+}
+
 bool claim_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
 {
     for (struct claim *claim = cache->claims; claim; claim = claim->next) {
         if (!claim->snapshot || claim->token != ask->token)
             continue;
-        bool resumed = strcmp(ask->action, "post-resume") == 0;
-        if (resumed) {
-            struct snapshot *snapshot = TAKE_PTR(claim->snapshot);
-            cache_snapshot_restored(cache, snapshot, claim->keep);
-            client_done(claim->client, 0);
-            claim_free(claim);
+        if (strcmp(ask->action, "post-resume") == 0) {
+            claim_done(claim);
+        } else if (claim->snapshot->revoked) {
+            client_hook(client, HOOK_NO, "the process runs on at the source");
+            return true;
         } else if (strcmp(ask->action, "post-restore") == 0) {
             cache_set_state(cache, claim->snapshot, SNAPSHOT_STARTED);
         }
@@ -252,17 +271,18 @@ void claim_exited(struct cache *cache, struct client *client, const struct local
     struct claim *claim = cache->claims;
     while (claim && claim->client != client)
         claim = claim->next;
-    if (!message || !claim || !claim->snapshot)
+    if (!message || !claim || !claim->snapshot) {
+        error_set(&err, FAILURE_PEER, "the cache knows no such restore");
+        client_fail(client, &err);
         return;
+    }
     struct snapshot *snapshot = claim->snapshot;
     int status = ((const Godwit__Pb__Exited *)message)->status;
     if (status == 0) {
-        cache_snapshot_restored(cache, TAKE_PTR(claim->snapshot), claim->keep);
-        client_done(client, 0);
-        claim_free(claim);
+        claim_done(claim);
         return;
     }
-    if (status > 128 && snapshot->state == SNAPSHOT_STARTED) {
+    if (criu_killed_by(status) && snapshot->state == SNAPSHOT_STARTED) {
         doubt_error(snapshot, &err);
         claim_fail(claim, &err);
         return;
@@ -281,12 +301,14 @@ void claims_client_gone(struct cache *cache, struct client *client)
         if (claim->client != client)
             continue;
         struct snapshot *snapshot = claim->snapshot;
+        if (snapshot && snapshot->state == SNAPSHOT_STARTED) {
+            claim->client = NULL;
+            return;
+        }
         claim_free(claim);
         /* Its criu may still be at work, but cannot start anything: its hook is unknown now. */
-        if (snapshot && snapshot->state == SNAPSHOT_RESTORING) {
-            cache_set_state(cache, snapshot, SNAPSHOT_READY);
-            cache_snapshot_ready(cache, snapshot);
-        }
+        if (snapshot && snapshot->state == SNAPSHOT_RESTORING)
+            cache_snapshot_release(cache, snapshot);
         return;
     }
 }

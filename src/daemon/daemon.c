@@ -136,14 +136,14 @@ void client_progress(struct client *client, uint64_t bytes, const char *phase)
     client_send_progress(client, LOCAL_PROGRESS, bytes, phase);
 }
 
-void client_hook(struct client *client, uint32_t kind, const char *text)
+int client_hook(struct client *client, uint32_t kind, const char *text)
 {
     char packet[sizeof(kind) + 500];
     memcpy(packet, &kind, sizeof(kind));
     int n = snprintf(packet + sizeof(kind), sizeof(packet) - sizeof(kind), "%s", text);
     size_t length = MIN((size_t)n, sizeof(packet) - sizeof(kind) - 1);
-    if (send(client->fd, packet, sizeof(kind) + length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-        log_debug(&client->daemon->log, "the hook does not listen: %s", strerror(errno));
+    return send(client->fd, packet, sizeof(kind) + length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno
+                                                                                            : 0;
 }
 
 /* ---- signals and time ---- */

@@ -82,8 +82,8 @@ void client_fail(struct client *client, const struct error *err);
 void client_done(struct client *client, uint64_t bytes);
 void client_progress(struct client *client, uint64_t bytes, const char *phase);
 
-/* The answer to a hook. */
-void client_hook(struct client *client, uint32_t kind, const char *text);
+/* The answer to a hook.  0, or a negative errno: it has not been told. */
+int client_hook(struct client *client, uint32_t kind, const char *text);
 
 /* Opens a work-dir for a client or a daemon; the path must not be a link.  fd, or a negative errno.
  */

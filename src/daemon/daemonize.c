@@ -67,6 +67,8 @@ int daemonize_ready(struct daemonize *daemonize, struct error *err)
         return error_set_errno(err, FAILURE_SYSTEM, r, "pid file %s", daemonize->pidfile);
     if (daemonize->background) {
         _cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (chdir("/") < 0)
+            return error_set_errno(err, FAILURE_SYSTEM, errno, "chdir /");
         for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++)
             dup2(null, fd);
     }

@@ -81,7 +81,7 @@ struct dump {
     struct stream_parser parser;
     char *stream_name; /* its pipe comes next */
     pid_t criu_pid;
-    bool is_stream;
+    bool is_stream, is_unasked; /* without a hook: its end is the end */
 };
 
 struct dump *dump_next(const struct dump *dump)
@@ -130,8 +130,14 @@ static void dump_fail(struct dump *dump, const struct error *err)
         client_hook(dump->hook, HOOK_NO, err->text);
     if (dump->client)
         client_fail(dump->client, err);
-    if (dump->sender)
+    if (dump->sender) {
+        /* The cache may have it whole, with its acknowledgement under way.  The process runs on,
+         * but for a criu --stream without a hook, which waits for nobody. */
+        if (sender_state(dump->sender) == SENDER_ENDING ||
+            sender_state(dump->sender) == SENDER_ACKED)
+            proxy_add_verdict(dump->proxy, dump->id, dump->token, dump->is_unasked, err->text);
         sender_fail(dump->sender, err);
+    }
     dump_over(dump, err->code);
 }
 
@@ -148,6 +154,20 @@ struct dump *dump_free(struct dump *dump)
 
 /* ---- the verdict ---- */
 
+/* The client need not wait until a broken link is back. */
+static void dump_tell_doubt(struct dump *dump)
+{
+    struct error err;
+    error_set(&err, FAILURE_DOUBT,
+              "snapshot %s is complete on the other host, the process has ended here, and the link "
+              "broke before the cache was told: the proxy goes on trying; if it cannot, `godwit "
+              "restore --remote --snapshot %s --take-over` there",
+              dump->id, dump->id);
+    if (dump->client)
+        client_fail(dump->client, &err);
+    dump->client = NULL;
+}
+
 static void dump_decide(struct dump *dump, bool commit, const char *text)
 {
     struct proxy *proxy = dump->proxy;
@@ -156,7 +176,7 @@ static void dump_decide(struct dump *dump, bool commit, const char *text)
     if (!commit)
         log_error(&proxy->daemon.log, "dump %s: %s", dump->id, text);
     struct error err;
-    if (proxy_add_verdict(proxy, dump->id, commit, text) < 0) {
+    if (proxy_add_verdict(proxy, dump->id, dump->token, commit, text) < 0) {
         error_set_errno(&err, FAILURE_DOUBT, ENOMEM, "dump %s: telling the cache", dump->id);
         if (dump->client)
             client_fail(dump->client, &err);
@@ -167,6 +187,8 @@ static void dump_decide(struct dump *dump, bool commit, const char *text)
         error_set(&err, FAILURE_CRIU, "%s", text);
         if (dump->client)
             client_fail(dump->client, &err);
+    } else if (!proxy->link_up) {
+        dump_tell_doubt(dump);
     }
 }
 
@@ -212,9 +234,9 @@ static void dump_criu_ended(struct dump *dump)
     dump_evaluate(dump);
 }
 
-void dump_verdict_known(struct dump *dump, const char *id)
+void dump_verdict_known(struct dump *dump, uint64_t nonce)
 {
-    if (dump->state != DUMP_DECIDED || strcmp(dump->id, id) != 0)
+    if (dump->state != DUMP_DECIDED || dump->token != nonce)
         return;
     if (dump->commit) {
         log_info(&dump->proxy->daemon.log, "dump %s: complete, %llu bytes", dump->id,
@@ -268,10 +290,14 @@ static int dump_watch_root(struct dump *dump, pid_t pid, int pidfd)
 
 static void dump_allow(struct dump *dump)
 {
+    /* A hook that has not heard the yes has said no to criu.  criu --stream with no hook at all has
+     * done its worst already. */
+    if (!dump->is_unasked && (!dump->hook || client_hook(dump->hook, HOOK_YES, "") < 0)) {
+        struct error err = dump_error(FAILURE_CRIU, "criu's hook has gone before it was answered");
+        dump_fail(dump, &err);
+        return;
+    }
     dump->state = DUMP_ALLOWED;
-    if (dump->hook)
-        client_hook(dump->hook, HOOK_YES, "");
-    /* criu --stream with no hook has done its worst already. */
     dump_evaluate(dump);
 }
 
@@ -328,6 +354,7 @@ void dump_link_up(struct dump *dump)
     begin.pid = dump->pid;
     begin.command = dump->command;
     begin.source_lives_on = dump->source_lives_on;
+    begin.nonce = dump->token;
     dump->state = DUMP_OPENING;
     dump->sender = sender_new(proxy->daemon.event, proxy->link, ++proxy->last_session, &begin,
                               &sender_ops, dump);
@@ -345,16 +372,8 @@ void dump_link_down(struct dump *dump, const struct error *err)
         sender_link_down(dump->sender, err);
         return;
     }
-    if (dump->state != DUMP_DECIDED || !dump->commit || !dump->client)
-        return;
-    struct error doubt;
-    error_set(&doubt, FAILURE_DOUBT,
-              "snapshot %s is complete on the other host, the process has ended here, and the link "
-              "broke before the cache was told: the proxy goes on trying; if it cannot, `godwit "
-              "restore --remote --snapshot %s --take-over` there",
-              dump->id, dump->id);
-    client_fail(dump->client, &doubt);
-    dump->client = NULL;
+    if (dump->state == DUMP_DECIDED && dump->commit)
+        dump_tell_doubt(dump);
 }
 
 bool dump_has_session(const struct dump *dump, uint32_t session)
@@ -483,6 +502,7 @@ static void dump_stream_end(struct dump *dump)
     dump->criu_ended = true;
     if (sender_has_inventory(dump->sender)) {
         dump->state = DUMP_ASKED;
+        dump->is_unasked = true;
         sender_finish(dump->sender);
         return;
     }
@@ -503,23 +523,22 @@ static void dump_stream_pipe(struct dump *dump, int fd)
         dump_stream_fail(dump, r, "opening an image");
 }
 
-static int on_stream(sd_event_source *source, int fd, uint32_t events, void *user)
+/* Takes one message from the capture socket.  False when there is none now. */
+static bool dump_stream_take(struct dump *dump)
 {
-    (void)source;
-    (void)events;
-    struct dump *dump = user;
+    int fd = sd_event_source_get_io_fd(dump->stream_io);
     uint8_t bytes[512];
     int passed;
     ssize_t n = stream_receive(fd, bytes, MIN(stream_want(&dump->parser), sizeof(bytes)), &passed);
     if (n == -EAGAIN)
-        return 0;
+        return false;
     if (n <= 0) {
         dump_stream_end(dump);
-        return 0;
+        return true;
     }
     if (dump->parser.want_pipe) {
         dump_stream_pipe(dump, passed);
-        return 0;
+        return true;
     }
     close_fd(passed);
     struct error err;
@@ -528,6 +547,15 @@ static int on_stream(sd_event_source *source, int fd, uint32_t events, void *use
         dump_fail(dump, &err);
     else if (r > 0)
         dump->parser.want_pipe = true;
+    return true;
+}
+
+static int on_stream(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)fd;
+    (void)events;
+    dump_stream_take(user);
     return 0;
 }
 
@@ -575,6 +603,17 @@ void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask
         return;
     }
     dump->hook = client;
+    if (dump->is_stream) {
+        /* The hook may be heard before what criu sent ahead of it. */
+        while (dump->state == DUMP_SENDING && dump->stream_io && dump_stream_take(dump))
+            ;
+        if (dump->state == DUMP_SENDING && !sender_has_inventory(dump->sender)) {
+            struct error err = dump_error(FAILURE_CRIU, "criu --stream has sent no inventory.img");
+            dump_fail(dump, &err);
+        }
+        if (dump->state != DUMP_SENDING)
+            return;
+    }
     int r = 0;
     if (dump->is_stream && ask->root_pid) {
         int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)ask->root_pid, 0);
@@ -600,8 +639,11 @@ void dump_exited(struct proxy *proxy, struct client *client, const struct local_
     struct dump *dump = proxy->dumps;
     while (dump && (dump->client != client || dump->state == DUMP_OVER))
         dump = dump->next;
-    if (!message || !dump)
+    if (!message || !dump) {
+        err = dump_error(FAILURE_PEER, "the proxy knows no such dump");
+        client_fail(client, &err);
         return;
+    }
     dump->exit_known = true;
     dump->exit_status = ((const Godwit__Pb__Exited *)message)->status;
     if (dump->state < DUMP_ALLOWED) {
@@ -615,8 +657,12 @@ void dump_exited(struct proxy *proxy, struct client *client, const struct local_
 
 void dump_client_gone(struct dump *dump, struct client *client)
 {
-    if (dump->hook == client)
+    if (dump->hook == client) {
         dump->hook = NULL;
+        struct error err = dump_error(FAILURE_CRIU, "criu's hook has gone before it was answered");
+        if (dump->state == DUMP_ASKED)
+            dump_fail(dump, &err);
+    }
     if (dump->client == client)
         dump->client = NULL;
 }

@@ -28,6 +28,7 @@ static void proxy_send_verdict(struct proxy *proxy, const struct verdict *verdic
         return;
     Godwit__Pb__Verdict message = GODWIT__PB__VERDICT__INIT;
     message.id = verdict->id;
+    message.nonce = verdict->nonce;
     message.commit = verdict->commit;
     message.text = verdict->text;
     link_send(proxy->link, FRAME_VERDICT, 0, 0, &message.base);
@@ -43,12 +44,14 @@ static struct verdict *verdict_free(struct verdict *verdict)
     return NULL;
 }
 
-int proxy_add_verdict(struct proxy *proxy, const char *id, bool commit, const char *text)
+int proxy_add_verdict(struct proxy *proxy, const char *id, uint64_t nonce, bool commit,
+                      const char *text)
 {
     struct verdict *verdict = calloc(1, sizeof(*verdict));
     if (!verdict)
         return -ENOMEM;
-    *verdict = (struct verdict){.id = strdup(id), .commit = commit, .text = strdup(text)};
+    *verdict =
+        (struct verdict){.id = strdup(id), .nonce = nonce, .commit = commit, .text = strdup(text)};
     if (!verdict->id || !verdict->text) {
         verdict_free(verdict);
         return -ENOMEM;
@@ -59,11 +62,11 @@ int proxy_add_verdict(struct proxy *proxy, const char *id, bool commit, const ch
     return 0;
 }
 
-static void proxy_forget_verdict(struct proxy *proxy, const char *id)
+static void proxy_forget_verdict(struct proxy *proxy, uint64_t nonce)
 {
     for (struct verdict **at = &proxy->verdicts; *at;) {
         struct verdict *verdict = *at;
-        if (strcmp(verdict->id, id) == 0) {
+        if (verdict->nonce == nonce) {
             *at = verdict->next;
             verdict_free(verdict);
         } else {
@@ -79,10 +82,10 @@ static int proxy_take_verdict_ack(struct proxy *proxy, const struct frame *frame
         message_unpack(&godwit__pb__verdict_ack__descriptor, payload, frame->length, err);
     if (!message)
         return -1;
-    const char *id = ((const Godwit__Pb__VerdictAck *)message)->id;
-    proxy_forget_verdict(proxy, id);
+    uint64_t nonce = ((const Godwit__Pb__VerdictAck *)message)->nonce;
+    proxy_forget_verdict(proxy, nonce);
     for (struct dump *dump = proxy->dumps; dump; dump = dump_next(dump))
-        dump_verdict_known(dump, id);
+        dump_verdict_known(dump, nonce);
     return 0;
 }
 
@@ -325,10 +328,12 @@ static void on_packet(struct daemon *daemon, struct client *client, struct local
     struct error err;
     switch (packet->kind) {
     case HOOK_ASK:
-        if (packet->length == sizeof(ask) - sizeof(ask.kind)) {
-            memcpy((char *)&ask + sizeof(ask.kind), packet->bytes, packet->length);
-            dump_hook(proxy, client, &ask);
+        if (packet->length != sizeof(ask) - sizeof(ask.kind)) {
+            client_hook(client, HOOK_NO, "a malformed question");
+            return;
         }
+        memcpy((char *)&ask + sizeof(ask.kind), packet->bytes, packet->length);
+        dump_hook(proxy, client, &ask);
         return;
     case LOCAL_DUMP_OPEN:
         dump_open(proxy, client, packet);
@@ -410,8 +415,14 @@ static void proxy_close(struct proxy *proxy)
 {
     while (proxy->dumps)
         proxy->dumps = dump_free(proxy->dumps);
-    while (proxy->verdicts)
-        proxy_forget_verdict(proxy, proxy->verdicts->id);
+    while (proxy->verdicts) {
+        struct verdict *verdict = proxy->verdicts;
+        proxy->verdicts = verdict->next;
+        log_error(&proxy->daemon.log,
+                  "snapshot %s: the cache does not know yet that it %s: there it is in doubt",
+                  verdict->id, verdict->commit ? "may be restored" : "is void");
+        verdict_free(verdict);
+    }
     if (proxy->capture)
         unlinkat(proxy->daemon.workdir, CAPTURE_SOCKET, 0);
     sd_event_source_disable_unref(proxy->capture);

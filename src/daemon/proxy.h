@@ -17,6 +17,7 @@ struct dump;
 struct verdict {
     struct verdict *next;
     char *id;
+    uint64_t nonce;
     bool commit;
     char *text;
 };
@@ -57,7 +58,7 @@ bool dump_has_session(const struct dump *dump, uint32_t session);
 int dump_control(struct dump *dump, const struct frame *frame, const uint8_t *payload,
                  struct error *err);
 /* The cache knows the verdict. */
-void dump_verdict_known(struct dump *dump, const char *id);
+void dump_verdict_known(struct dump *dump, uint64_t nonce);
 
 void dump_tick(struct dump *dump);
 struct dump *dump_next(const struct dump *dump);
@@ -66,6 +67,7 @@ void dump_describe(const struct dump *dump, Godwit__Pb__StatusSnapshot *ret);
 struct dump *dump_free(struct dump *dump);
 
 /* Puts a verdict on the list and tells it if there is a link. */
-int proxy_add_verdict(struct proxy *proxy, const char *id, bool commit, const char *text);
+int proxy_add_verdict(struct proxy *proxy, const char *id, uint64_t nonce, bool commit,
+                      const char *text);
 /* A dump has come to its end and is freed soon: with --once the daemon ends. */
 void proxy_dump_over(struct proxy *proxy, enum failure code);

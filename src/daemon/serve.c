@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 
 #include "base/io.h"
 #include "criu/stream.h"
@@ -30,12 +31,14 @@ struct feed {
 struct serve {
     struct cache *cache;
     struct serve *next;
-    sd_event_source *io; /* NULL: criu has closed the socket */
+    sd_event_source *io;      /* NULL: criu has closed the socket */
+    sd_event_source *criu_io; /* its pidfd */
     int fd;
     pid_t criu_pid;
     struct stream_parser parser;
     char *waiting; /* a request that waits for a snapshot */
     bool served;   /* a snapshot has been taken, whatever became of it */
+    bool fed;      /* and some image of it has been asked for and was there */
     int file;      /* that the next pipe is for, or -EBADF */
     struct snapshot *snapshot;
     struct feed *feeds;
@@ -76,6 +79,7 @@ static int serve_feed(struct serve *serve, int pipe)
     struct feed *feed = calloc(1, sizeof(*feed));
     if (!feed)
         return -ENOMEM;
+    serve->fed = true;
     *feed = (struct feed){.serve = serve, .next = serve->feeds, .file = serve->file};
     serve->file = -EBADF;
     serve->feeds = feed;
@@ -101,6 +105,7 @@ static void serve_free(struct serve *serve)
     while (serve->feeds)
         feed_free(serve->feeds);
     sd_event_source_disable_unref(serve->io);
+    sd_event_source_disable_unref(serve->criu_io);
     close_fd(serve->file);
     free(serve->waiting);
     free(serve);
@@ -116,11 +121,19 @@ static void serve_check_end(struct serve *serve)
 {
     if (serve->io || serve->feeds)
         return;
+    /* criu closes its socket before its last hook: that one, or criu's end, is the end of this. */
+    if (serve->criu_io && serve->snapshot && serve->snapshot->state == SNAPSHOT_STARTED)
+        return;
     struct cache *cache = serve->cache;
     struct snapshot *snapshot = TAKE_PTR(serve->snapshot);
+    bool fed = serve->fed;
     serve_free(serve);
     if (!snapshot || snapshot->state != SNAPSHOT_RESTORING)
         return;
+    if (!fed) {
+        cache_snapshot_release(cache, snapshot); /* criu had gone before it could begin */
+        return;
+    }
     cache_set_state(cache, snapshot, SNAPSHOT_STARTED);
     log_info(&cache->daemon.log,
              "snapshot %s: handed to criu --stream, which does not tell how that went: godwit "
@@ -155,8 +168,8 @@ static void serve_take(struct serve *serve, struct snapshot *snapshot)
     _cleanup_free_ char *name = TAKE_PTR(serve->waiting);
     serve->snapshot = snapshot;
     serve->served = true;
-    cache_set_state(serve->cache, snapshot, SNAPSHOT_RESTORING);
-    sd_event_source_set_enabled(serve->io, SD_EVENT_ON);
+    cache_snapshot_claim(serve->cache, snapshot);
+    sd_event_source_set_io_events(serve->io, EPOLLIN);
     serve_answer(serve, name);
 }
 
@@ -167,8 +180,9 @@ static void serve_request(struct serve *serve, char *name)
         free(name);
         return;
     }
+    /* It says nothing while it waits, but it may go. */
     serve->waiting = name;
-    sd_event_source_set_enabled(serve->io, SD_EVENT_OFF);
+    sd_event_source_set_io_events(serve->io, EPOLLRDHUP);
     unsigned count;
     struct snapshot *snapshot = cache_next_ready(serve->cache, &count);
     if (snapshot)
@@ -180,6 +194,10 @@ static int on_serve(sd_event_source *source, int fd, uint32_t events, void *user
     (void)source;
     (void)events;
     struct serve *serve = user;
+    if (serve->waiting) {
+        serve_close(serve);
+        return 0;
+    }
     uint8_t bytes[512];
     int passed;
     ssize_t n = stream_receive(fd, bytes, MIN(stream_want(&serve->parser), sizeof(bytes)), &passed);
@@ -202,6 +220,27 @@ static int on_serve(sd_event_source *source, int fd, uint32_t events, void *user
     return 0;
 }
 
+static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)fd;
+    (void)events;
+    struct serve *serve = user;
+    serve->criu_io = sd_event_source_disable_unref(serve->criu_io);
+    serve_check_end(serve);
+    return 0;
+}
+
+static void serve_watch_criu(struct serve *serve)
+{
+    int pidfd = (int)syscall(SYS_pidfd_open, serve->criu_pid, 0);
+    if (pidfd >= 0 && sd_event_add_io(serve->cache->daemon.event, &serve->criu_io, pidfd, EPOLLIN,
+                                      on_criu_end, serve) >= 0)
+        sd_event_source_set_io_fd_own(serve->criu_io, true);
+    else
+        close_fd(pidfd);
+}
+
 void serve_open(struct cache *cache, int fd)
 {
     struct serve *serve = calloc(1, sizeof(*serve));
@@ -214,13 +253,17 @@ void serve_open(struct cache *cache, int fd)
     getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
     *serve = (struct serve){
         .cache = cache, .next = cache->serves, .fd = fd, .file = -EBADF, .criu_pid = peer.pid};
-    cache->serves = serve;
+    struct serve **last = &cache->serves; /* first come, first served */
+    while (*last)
+        last = &(*last)->next;
+    *last = serve;
     if (sd_event_add_io(cache->daemon.event, &serve->io, fd, EPOLLIN, on_serve, serve) < 0) {
         close_fd(fd);
         serve_free(serve);
         return;
     }
     sd_event_source_set_io_fd_own(serve->io, true);
+    serve_watch_criu(serve);
 }
 
 bool serve_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
@@ -229,6 +272,10 @@ bool serve_hook(struct cache *cache, struct client *client, const struct hook_as
     for (struct serve *serve = cache->serves; serve; serve = serve->next) {
         if (!serve->snapshot || serve->criu_pid != criu)
             continue;
+        if (serve->snapshot->revoked) {
+            client_hook(client, HOOK_NO, "the process runs on at the source");
+            return true;
+        }
         if (strcmp(ask->action, "post-restore") == 0)
             cache_set_state(cache, serve->snapshot, SNAPSHOT_STARTED);
         else if (strcmp(ask->action, "post-resume") == 0)

@@ -14,6 +14,7 @@
 
 enum {
     ITEMS_MAX = 100000,
+    ITEM_CHARGE = 4 << 10, /* what an item costs besides its data */
     SINK_BYTES = 64 << 10, /* where what is not wanted any more lands */
 };
 
@@ -135,6 +136,7 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
     receiver->snapshot = snapshot;
     snapshot->origin = receiver->link;
     snapshot->pid = begin->pid;
+    snapshot->nonce = begin->nonce;
     free(snapshot->command);
     free(snapshot->host);
     snapshot->command = strdup(begin->command);
@@ -224,6 +226,15 @@ static int receiver_add(struct receiver *receiver, const struct frame *frame, st
     return 0;
 }
 
+/* Charges the snapshot for more than its arenas; it gives that back when it is removed. */
+static int receiver_charge(struct receiver *receiver, uint64_t bytes)
+{
+    int r = budget_charge(store_budget(receiver->snapshot->store), bytes);
+    if (r == 0)
+        receiver->snapshot->charge += bytes;
+    return r;
+}
+
 static int take_image_begin(struct receiver *receiver, const struct frame *frame,
                             const ProtobufCMessage *message, struct error *err)
 {
@@ -235,9 +246,10 @@ static int take_image_begin(struct receiver *receiver, const struct frame *frame
         return -1;
     receiver->images++;
     item->name = strdup(begin->name);
-    int r = item->name ? arena_create(&item->arena, receiver->snapshot->imagefd, item->name,
-                                      store_budget(receiver->snapshot->store))
-                       : -ENOMEM;
+    int r = item->name ? receiver_charge(receiver, ITEM_CHARGE) : -ENOMEM;
+    if (r == 0)
+        r = arena_create(&item->arena, receiver->snapshot->imagefd, item->name,
+                         store_budget(receiver->snapshot->store));
     if (r < 0)
         receiver_refuse_errno(receiver, r, begin->name);
     return 0;
@@ -259,7 +271,9 @@ static int take_space_begin(struct receiver *receiver, const struct frame *frame
     item->pages_id = ++receiver->spaces;
     char name[32];
     snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
-    int r = arena_create(&item->arena, receiver->snapshot->imagefd, name,
+    int r = receiver_charge(receiver, ITEM_CHARGE);
+    if (r == 0)
+        r = arena_create(&item->arena, receiver->snapshot->imagefd, name,
                          store_budget(receiver->snapshot->store));
     if (r == 0 && !(item->shadow = shadow_new(&item->arena)))
         r = -ENOMEM;
@@ -416,7 +430,11 @@ static int write_pagemap(struct receiver *receiver, const struct item *item)
         };
         pagemap_add(writer, &entry);
     }
-    return pagemap_finish(writer);
+    int r = pagemap_finish(writer);
+    struct stat st;
+    if (r == 0)
+        r = fstat(fd, &st) < 0 ? -errno : receiver_charge(receiver, (uint64_t)st.st_size);
+    return r;
 }
 
 /* A space is whole: its arena becomes the pages image, its shadow the pagemap. */
@@ -480,8 +498,10 @@ static int check_pagemap(int imagefd, const uint8_t *bytes, size_t length, struc
     while ((r = pagemap_read_next(&reader, &run, err)) > 0) {
         if (run.flags & PAGEMAP_PARENT)
             return error_set(err, FAILURE_CRIU, "pages are missing: they are in a parent's images");
-        if (run.flags & PAGEMAP_PRESENT)
-            present += run.pages;
+        if (!(run.flags & PAGEMAP_PRESENT))
+            return error_set(err, FAILURE_CRIU,
+                             "pages are missing: they were to be fetched lazily");
+        present += run.pages;
     }
     if (r < 0)
         return r;
@@ -580,13 +600,13 @@ static const struct {
     const ProtobufCMessageDescriptor *message;
     int (*take)(struct receiver *receiver, const struct frame *frame,
                 const ProtobufCMessage *message, struct error *err);
-    bool when_refused;
+    bool ends_session;
 } takes[] = {
     {FRAME_IMAGE_BEGIN, &godwit__pb__image_begin__descriptor, take_image_begin, false},
     {FRAME_IMAGE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
     {FRAME_SPACE_BEGIN, &godwit__pb__space_begin__descriptor, take_space_begin, false},
     {FRAME_SPACE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
-    {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, false},
+    {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, true},
     {FRAME_SNAPSHOT_ABORT, &godwit__pb__failure__descriptor, take_snapshot_abort, true},
 };
 
@@ -600,8 +620,10 @@ int receiver_control(struct receiver *receiver, const struct frame *frame, const
             message_unpack(takes[i].message, payload, frame->length, err);
         if (!message)
             return -1;
-        if (receiver->refused && !takes[i].when_refused)
+        if (receiver->refused) {
+            receiver->over = takes[i].ends_session;
             return 0;
+        }
         return takes[i].take(receiver, frame, message, err);
     }
     return broken(err, frame, "not in a snapshot");

@@ -212,7 +212,8 @@ void sender_fail(struct sender *sender, const struct error *err)
         return;
     sender->error = *err;
     sender_close_doors(sender);
-    if (sender->link) {
+    /* Behind the end of the snapshot the session is over: then only a verdict helps. */
+    if (sender->link && sender->state != SENDER_ENDING) {
         Godwit__Pb__Failure failure = failure_message(err);
         link_send(sender->link, FRAME_SNAPSHOT_ABORT, sender->session, 0, &failure.base);
     }

@@ -44,7 +44,8 @@ int sender_open_pipe(struct sender *sender, const char *name, int fd);
 /* Nothing more will be opened: the snapshot ends when all that is open has ended. */
 void sender_finish(struct sender *sender);
 
-/* Gives up, tells the cache, and lets criu feel it: its page connection and pipes are closed. */
+/* Gives up, tells the cache unless the snapshot's end has been sent (then a verdict has to), and
+ * lets criu feel it: its page connection and pipes are closed. */
 void sender_fail(struct sender *sender, const struct error *err);
 
 /* The link's frames for this session, and its end. */

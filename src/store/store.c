@@ -11,12 +11,18 @@
 
 #include "base/io.h"
 
+enum {
+    SNAPSHOTS_MAX = 1000,       /* two descriptors each */
+    SNAPSHOT_CHARGE = 16 << 10, /* what one costs besides its data */
+};
+
 struct store {
     char *path;
     int dirfd;
     bool mounted;
     struct budget budget;
     struct snapshot *first;
+    unsigned count;
 };
 
 /* ---- names of states, as they are shown and written down ---- */
@@ -42,8 +48,8 @@ static int state_after_restart(const char *name, enum snapshot_state *ret)
         case SNAPSHOT_RECEIVING:
             return -EINVAL;
         case SNAPSHOT_READY:
-        case SNAPSHOT_RESTORING: /* its hook cannot reach us, so criu will not let it run */
-            *ret = SNAPSHOT_READY;
+        case SNAPSHOT_RESTORING:
+            *ret = (enum snapshot_state)i;
             return 0;
         case SNAPSHOT_HELD:
         case SNAPSHOT_DOUBT:
@@ -153,6 +159,7 @@ static struct snapshot *snapshot_new(struct store *store, const char *id)
     *snapshot = (struct snapshot){
         .store = store,
         .id = strdup(id),
+        .fallback = SNAPSHOT_READY,
         .command = strdup(""),
         .host = strdup(""),
         .dirfd = -EBADF,
@@ -170,6 +177,7 @@ static void store_add(struct store *store, struct snapshot *snapshot)
     while (*at)
         at = &(*at)->next;
     *at = snapshot;
+    store->count++;
 }
 
 struct snapshot *snapshot_create(struct store *store, const char *id, struct error *err)
@@ -179,8 +187,18 @@ struct snapshot *snapshot_create(struct store *store, const char *id, struct err
                   id);
         return NULL;
     }
+    if (store->count == SNAPSHOTS_MAX) {
+        error_set(err, FAILURE_LIMIT, "snapshot %s: the image-cache holds %d already", id,
+                  SNAPSHOTS_MAX);
+        return NULL;
+    }
+    if (budget_charge(&store->budget, SNAPSHOT_CHARGE) < 0) {
+        error_set(err, FAILURE_LIMIT, "snapshot %s: the image-cache is out of memory", id);
+        return NULL;
+    }
     struct snapshot *snapshot = snapshot_new(store, id);
     if (!snapshot) {
+        budget_refund(&store->budget, SNAPSHOT_CHARGE);
         error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", id);
         return NULL;
     }
@@ -191,8 +209,10 @@ struct snapshot *snapshot_create(struct store *store, const char *id, struct err
     if (r < 0) {
         error_set_errno(err, FAILURE_SYSTEM, r, "snapshot %s: %s/%s", id, store->path, id);
         unlinkat(store->dirfd, id, AT_REMOVEDIR);
+        budget_refund(&store->budget, SNAPSHOT_CHARGE);
         return snapshot_free(snapshot);
     }
+    snapshot->charge = SNAPSHOT_CHARGE;
     store_add(store, snapshot);
     return snapshot;
 }
@@ -201,8 +221,10 @@ static int snapshot_write_about(const struct snapshot *snapshot)
 {
     char text[8192 + 1024];
     int n = snprintf(text, sizeof(text),
-                     "state=%s\nkept=%d\npid=%u\nbytes=%llu\nimages=%u\nhost=%s\ncommand=%s\n",
-                     snapshot_state_name(snapshot->state), snapshot->kept, snapshot->pid,
+                     "state=%s\nfallback=%s\nkept=%d\npid=%u\nnonce=%llu\nbytes=%llu\nimages=%"
+                     "u\nhost=%s\ncommand=%s\n",
+                     snapshot_state_name(snapshot->state), snapshot_state_name(snapshot->fallback),
+                     snapshot->kept, snapshot->pid, (unsigned long long)snapshot->nonce,
                      (unsigned long long)snapshot->bytes, snapshot->images, snapshot->host,
                      snapshot->command);
     if (n >= (int)sizeof(text))
@@ -235,8 +257,10 @@ struct snapshot *snapshot_remove(struct snapshot *snapshot)
     struct snapshot **at = &store->first;
     while (*at && *at != snapshot)
         at = &(*at)->next;
-    if (*at)
+    if (*at) {
         *at = snapshot->next;
+        store->count--;
+    }
     empty_directory(snapshot->dirfd);
     unlinkat(store->dirfd, snapshot->id, AT_REMOVEDIR);
     budget_refund(&store->budget, snapshot->charge);
@@ -270,6 +294,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
     *value++ = '\0';
     if (strcmp(line, "state") == 0)
         return state_after_restart(value, &snapshot->state);
+    if (strcmp(line, "fallback") == 0)
+        return state_after_restart(value, &snapshot->fallback);
     if (strcmp(line, "host") == 0)
         return replace_string(&snapshot->host, value);
     if (strcmp(line, "command") == 0)
@@ -278,6 +304,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         return 0; /* of a newer release */
     if (strcmp(line, "pid") == 0)
         snapshot->pid = (uint32_t)number;
+    else if (strcmp(line, "nonce") == 0)
+        snapshot->nonce = number;
     else if (strcmp(line, "bytes") == 0)
         snapshot->bytes = number;
     else if (strcmp(line, "images") == 0)
@@ -303,6 +331,9 @@ static int snapshot_read_about(struct snapshot *snapshot)
         if (r < 0)
             return r;
     }
+    /* The hook of a criu that restores it cannot reach us, so it will not let it run. */
+    if (snapshot->state == SNAPSHOT_RESTORING)
+        snapshot->state = snapshot->fallback;
     return snapshot->state == SNAPSHOT_RECEIVING ? -EINVAL : 0;
 }
 
@@ -338,8 +369,10 @@ static int store_load(struct store *store, struct error *err)
         if (entry->d_name[0] == '.')
             continue;
         r = store_load_one(store, entry->d_name);
-        if (r == 0)
+        if (r == 0 || r == -ENOTDIR) {
+            r = 0;
             continue;
+        }
         /* Without a written state it was never whole; anything else may be the only copy. */
         if (r != -ENOENT) {
             error_set_errno(err, FAILURE_SYSTEM, r,

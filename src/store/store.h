@@ -40,9 +40,12 @@ struct snapshot {
     struct snapshot *next;
     char *id;
     enum snapshot_state state;
-    bool kept;   /* restored before, and kept: no longer handed out unless named */
-    int dirfd;   /* of ID/ */
-    int imagefd; /* of ID/images/ */
+    enum snapshot_state fallback; /* while RESTORING or STARTED: what it is if that fails */
+    bool revoked;                 /* while RESTORING: the source says that its process runs on */
+    bool kept;                    /* restored before, and kept: no longer handed out unless named */
+    int dirfd;                    /* of ID/ */
+    int imagefd;                  /* of ID/images/ */
+    uint64_t nonce;               /* the source's: tells snapshots of one id apart */
     uint64_t bytes;
     uint32_t images;
     uint32_t pid; /* of the root task on the source; 0: not known */

@@ -147,6 +147,10 @@ bool snapshot_id_valid(const char *id)
 bool image_name_valid(const char *name)
 {
     size_t len = strlen(name);
+    for (size_t i = 0; i < len; i++) {
+        if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f)
+            return false;
+    }
     return len > 0 && len <= WIRE_NAME_MAX && !strchr(name, '/') && strcmp(name, ".") != 0 &&
            strcmp(name, "..") != 0;
 }

@@ -105,5 +105,6 @@ const char *frame_name(uint16_t type);
  */
 bool snapshot_id_valid(const char *id);
 
-/* Whether bytes are an image's name: 1 to WIRE_NAME_MAX, a name in a directory and no path. */
+/* Whether bytes are an image's name: 1 to WIRE_NAME_MAX, a name in a directory and no path, without
+ * control characters. */
 bool image_name_valid(const char *name);

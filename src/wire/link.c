@@ -34,7 +34,8 @@ struct link {
     void *user;
     struct error failure; /* once LINK_DOWN */
 
-    uint64_t silence_usec;
+    uint64_t silence_usec;                 /* ours: after that long the peer is dead */
+    uint64_t peer_silence_usec;            /* the peer's: it has to hear from us well before */
     uint64_t started, heard, taken, spoke; /* last receipt, last progress out, last queued frame */
     uint64_t bytes_in, bytes_out;
 
@@ -364,6 +365,12 @@ static void link_greet(struct link *link)
 
 /* ---- receiving ---- */
 
+/* How often to look at the time, and to say something. */
+static uint64_t link_tick_usec(const struct link *link)
+{
+    return MAX(MIN(link->silence_usec, link->peer_silence_usec) / 4, 10 * USEC_PER_MSEC);
+}
+
 static int link_take_hello(struct link *link, const uint8_t *payload, struct error *err)
 {
     if (link->frame.type != FRAME_HELLO)
@@ -382,7 +389,10 @@ static int link_take_hello(struct link *link, const uint8_t *payload, struct err
             "host %.64s is a %.32s with %u-byte pages, this host a %s with %u: a process "
             "cannot move between them",
             hello->hostname, hello->machine, hello->page_bytes, uts.machine, PAGE_BYTES);
+    uint64_t peer_silence = hello->silence_msec * USEC_PER_MSEC;
+    link->peer_silence_usec = peer_silence ? peer_silence : link->silence_usec;
     link->state = LINK_UP;
+    sd_event_source_set_time_relative(link->timer, link_tick_usec(link));
     link->ops->up(link, hello, link->user);
     return 0;
 }
@@ -582,11 +592,6 @@ static void link_check_silence(struct link *link, uint64_t now)
     link_fail(link, &err);
 }
 
-static uint64_t link_tick_usec(const struct link *link)
-{
-    return MAX(link->silence_usec / 4, 10 * USEC_PER_MSEC);
-}
-
 static int on_tick(sd_event_source *source, uint64_t usec, void *user)
 {
     (void)usec;
@@ -624,7 +629,7 @@ struct link *link_new(sd_event *event, int fd, uint64_t silence_usec, const stru
     uint64_t now = now_usec();
     link->fd = fd;
     link->event = sd_event_ref(event);
-    link->silence_usec = silence_usec;
+    link->silence_usec = link->peer_silence_usec = silence_usec;
     link->ops = ops;
     link->user = user;
     link->started = link->heard = link->taken = link->spoke = now;
