@@ -184,8 +184,9 @@ static int run_criu(struct restore_run *run, struct error *err)
                 err->text, run->id);
         return 0;
     }
-    if (r < 0 && err->code == FAILURE_CRIU) {
+    if (r < 0 && watch.daemon_failure == FAILURE_CRIU)
         kill_descendants();
+    if (r < 0 && err->code == FAILURE_CRIU) {
         char advice[sizeof(err->text)];
         snprintf(advice, sizeof(advice), "%s", err->text);
         session_criu_error(&run->session, "criu restore", watch.status, err);

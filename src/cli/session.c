@@ -211,13 +211,17 @@ static void run_take_packet(struct session *session, struct session_run *run,
                             struct run_state *state)
 {
     struct local_packet packet;
-    int r = session_receive(session, &packet, &state->reason);
+    struct error failure;
+    int r = session_receive(session, &packet, &failure);
     state->heard = now_usec();
     if (r == 0)
         return;
     if (r > 0)
         local_packet_close(&packet);
     state->daemon_ended = true;
+    run->daemon_failure = r < 0 ? failure.code : FAILURE_NONE;
+    if (r < 0 && !state->gave_up) /* what came of giving up is no better reason than why */
+        state->reason = failure;
     state->done = r > 0 && packet.kind == LOCAL_DONE;
     if (!state->done)
         run_give_up(run, state);
@@ -254,7 +258,7 @@ static void run_check_time(struct session *session, struct session_run *run,
         state->daemon_ended = true;
         run_give_up(run, state);
     }
-    if (state->may_kill && !state->killed && now - state->gave_up_at > 2 * session->silence_usec) {
+    if (state->may_kill && !state->killed && now > state->gave_up_at + 2 * session->silence_usec) {
         state->killed = true;
         syscall(SYS_pidfd_send_signal, run->criu_pidfd, SIGKILL, NULL, 0);
     }

@@ -51,7 +51,8 @@ struct session_run {
     bool (*give_up)(void *user, bool by_user);
     void (*done)(void *user); /* the daemon said LOCAL_DONE; may be NULL */
     void *user;
-    int status; /* out: exit status of criu */
+    int status;                  /* out: exit status of criu */
+    enum failure daemon_failure; /* out: what the daemon's last word was */
 };
 
 /*

@@ -35,6 +35,9 @@ static const char *socket_for(const char *action)
 static int connect_to(const char *directory, const char *name)
 {
     int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    /* criu closes its images directory before post-resume; its work-dir is the same by default. */
+    if (dirfd < 0)
+        dirfd = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (dirfd < 0 || fd < 0)
         return -1;
