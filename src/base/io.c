@@ -148,7 +148,7 @@ int parse_seconds(const char *text, uint64_t *ret_usec)
         return -EINVAL;
     char *end;
     double seconds = strtod(text, &end);
-    if (*end || !(seconds >= 0) || seconds > 1e9)
+    if (*end || !(seconds >= 0) || seconds > 1e6)
         return -EINVAL;
     *ret_usec = (uint64_t)(seconds * (double)USEC_PER_SEC);
     return 0;

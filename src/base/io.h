@@ -32,7 +32,8 @@ int parse_size(const char *text, uint64_t *ret_bytes);
 /* Parses a decimal number of at most |max|, with nothing before or after it.  0, or -EINVAL. */
 int parse_number(const char *text, uint64_t max, uint64_t *ret_value);
 
-/* Parses seconds with an optional fraction ("0.5") into microseconds.  0, or -EINVAL. */
+/* Parses seconds, at most a million, with an optional fraction ("0.5") into microseconds.  0, or
+ * -EINVAL. */
 int parse_seconds(const char *text, uint64_t *ret_usec);
 
 /* "512.0 MiB"; buf must hold 24 bytes.  Returns buf. */

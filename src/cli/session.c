@@ -192,7 +192,7 @@ static void on_interrupt(int signal_number)
 }
 
 struct run_state {
-    bool criu_ended, daemon_ended, gave_up, may_kill, killed;
+    bool criu_ended, daemon_ended, gave_up, interrupt_taken, may_kill, killed;
     uint64_t heard, gave_up_at;
     bool done;           /* the daemon said so */
     struct error reason; /* of the daemon's failure, or of giving up */
@@ -249,7 +249,9 @@ static void run_check_time(struct session *session, struct session_run *run,
                            struct run_state *state)
 {
     uint64_t now = now_usec();
-    if (interrupted && !state->gave_up && !state->done) {
+    if (interrupted && !state->interrupt_taken && !state->done) {
+        state->interrupt_taken = true;
+        state->gave_up = false; /* what gave up before was not the user */
         error_set(&state->reason, FAILURE_SYSTEM, "interrupted by signal %d", (int)interrupted);
         run_give_up(run, state);
     }

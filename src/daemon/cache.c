@@ -64,7 +64,7 @@ void cache_snapshot_ready(struct cache *cache, struct snapshot *snapshot)
 
 static void cache_snapshot_lost(struct cache *cache, const char *id, const struct error *err)
 {
-    claims_snapshot_lost(cache, id, err);
+    claims_snapshot_lost(cache, id, false, err);
     serves_snapshot_lost(cache);
 }
 
@@ -109,6 +109,9 @@ void cache_snapshot_restored(struct cache *cache, struct snapshot *snapshot, boo
         cache_snapshot_ready(cache, snapshot);
     } else {
         log_info(&cache->daemon.log, "snapshot %s: restored and freed", snapshot->id);
+        struct error err;
+        error_set(&err, FAILURE_NOT_FOUND, "snapshot %s: another restore has had it", snapshot->id);
+        claims_snapshot_lost(cache, snapshot->id, true, &err);
         snapshot_remove(snapshot);
     }
     if (cache->daemon.options->once)
@@ -287,7 +290,7 @@ static void peer_doubt(struct peer *peer)
             "snapshot %s: complete, but the link broke before host %s told whether process %u "
             "has ended there: if it has, --take-over",
             s->id, s->host, s->pid);
-        claims_snapshot_lost(peer->cache, s->id, &err);
+        claims_snapshot_lost(peer->cache, s->id, false, &err);
     }
 }
 
@@ -363,7 +366,7 @@ static int on_connection(sd_event_source *source, int fd, uint32_t events, void 
     (void)source;
     (void)events;
     struct cache *cache = user;
-    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int accepted = daemon_accept(fd);
     if (accepted < 0)
         return 0;
     int r = cache_take_socket(cache, accepted);
@@ -376,7 +379,7 @@ static int on_serve(sd_event_source *source, int fd, uint32_t events, void *user
 {
     (void)source;
     (void)events;
-    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int accepted = daemon_accept(fd);
     if (accepted >= 0)
         serve_open(user, accepted);
     return 0;

@@ -59,7 +59,9 @@ bool claim_hook(struct cache *cache, struct client *client, const struct hook_as
 void claims_client_gone(struct cache *cache, struct client *client);
 /* True when somebody took it. */
 bool claims_snapshot_ready(struct cache *cache, struct snapshot *snapshot);
-void claims_snapshot_lost(struct cache *cache, const char *id, const struct error *err);
+/* Whoever waits for that snapshot, or for any unless named_only, is told why there is none. */
+void claims_snapshot_lost(struct cache *cache, const char *id, bool named_only,
+                          const struct error *err);
 /* An operator has removed a snapshot that was started: its claim holds it no longer. */
 void claims_snapshot_forgotten(struct cache *cache, const struct snapshot *snapshot);
 void claims_tick(struct cache *cache);

@@ -185,11 +185,14 @@ bool claims_snapshot_ready(struct cache *cache, struct snapshot *snapshot)
     return false;
 }
 
-void claims_snapshot_lost(struct cache *cache, const char *id, const struct error *err)
+void claims_snapshot_lost(struct cache *cache, const char *id, bool named_only,
+                          const struct error *err)
 {
     for (struct claim *claim = cache->claims, *next; claim; claim = next) {
         next = claim->next;
-        if (!claim->snapshot && (!claim->id[0] || strcmp(claim->id, id) == 0))
+        if (claim->snapshot)
+            continue;
+        if (claim->id[0] ? strcmp(claim->id, id) == 0 : !named_only)
             claim_fail(claim, err);
     }
 }

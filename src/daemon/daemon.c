@@ -14,7 +14,10 @@
 #include "base/io.h"
 #include "wire/message.h"
 
-enum { TICK_USEC = 500000 };
+enum {
+    TICK_USEC = 500000,
+    CLIENT_ROOM = 4 << 20, /* bytes waiting for a local client */
+};
 
 /* ---- the work-dir ---- */
 
@@ -80,18 +83,30 @@ static int on_client(sd_event_source *source, int fd, uint32_t events, void *use
     return 0;
 }
 
+int daemon_accept(int fd)
+{
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    /* Out of descriptors the listener stays readable: do not spin on it. */
+    if (accepted < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
+        usleep(10000);
+    return accepted;
+}
+
 static int on_accept(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     (void)source;
     (void)events;
     struct daemon *daemon = user;
-    _cleanup_close_ int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    _cleanup_close_ int accepted = daemon_accept(fd);
     struct client *client = accepted < 0 ? NULL : calloc(1, sizeof(*client));
     if (!client)
         return 0;
     struct ucred peer = {0};
     socklen_t length = sizeof(peer);
     getsockopt(accepted, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+    /* A status of a full store has to fit; what is not taken is not sent again. */
+    int room = CLIENT_ROOM;
+    setsockopt(accepted, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
     *client = (struct client){.daemon = daemon, .fd = accepted, .pid = peer.pid};
     if (sd_event_add_io(daemon->event, &client->io, accepted, EPOLLIN, on_client, client) < 0) {
         free(client);
@@ -290,6 +305,19 @@ static FILE *open_proc(pid_t pid, const char *name)
     char path[64];
     snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
     return fopen(path, "re");
+}
+
+pid_t process_of_pidfd(int pidfd)
+{
+    char name[32], line[128];
+    int pid = 0;
+    snprintf(name, sizeof(name), "fdinfo/%d", pidfd);
+    FILE *file = open_proc(getpid(), name);
+    while (file && fgets(line, sizeof(line), file) && sscanf(line, "Pid: %d", &pid) != 1)
+        ;
+    if (file)
+        fclose(file);
+    return MAX(pid, 0);
 }
 
 bool process_is_dying(pid_t pid)

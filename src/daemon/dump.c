@@ -16,6 +16,7 @@
  * restored (commit); when criu has ended and the process has not, it must not (abort).  That holds
  * whatever becomes of criu and of `godwit dump`.
  */
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -24,6 +25,7 @@
 #include <sys/syscall.h>
 
 #include "base/io.h"
+#include "criu/process.h"
 #include "criu/stream.h"
 #include "daemon/proxy.h"
 #include "migrate/sender.h"
@@ -31,6 +33,8 @@
 /* How long after criu's end the process may show no sign of being killed, and still be. */
 #define GRACE_USEC (500 * USEC_PER_MSEC)
 #define GRACE_GOOD_EXIT_USEC (2 * USEC_PER_SEC)
+
+enum { DUMPS_MAX = 200 };
 
 enum dump_state {
     DUMP_WAIT_LINK,
@@ -73,8 +77,8 @@ struct dump {
     bool root_ended, criu_ended, exit_known;
     int exit_status;
     uint64_t criu_ended_usec;
-    uint64_t
-        unanswered_since; /* what was sent last waits for the cache's answer; 0: nothing does */
+    uint64_t question_at;      /* where on the link what was asked last ends */
+    uint64_t unanswered_since; /* since when the cache has it; 0: it has not */
 
     /* criu --stream */
     sd_event_source *stream_io;
@@ -133,8 +137,7 @@ static void dump_fail(struct dump *dump, const struct error *err)
     if (dump->sender) {
         /* The cache may have it whole, with its acknowledgement under way.  The process runs on,
          * but for a criu --stream without a hook, which waits for nobody. */
-        if (sender_state(dump->sender) == SENDER_ENDING ||
-            sender_state(dump->sender) == SENDER_ACKED)
+        if (sender_end_is_sent(dump->sender))
             proxy_add_verdict(dump->proxy, dump->id, dump->token, dump->is_unasked, err->text);
         sender_fail(dump->sender, err);
     }
@@ -150,6 +153,13 @@ struct dump *dump_free(struct dump *dump)
     free(dump->stream_name);
     free(dump);
     return next;
+}
+
+/* What is queued last is a question to the cache. */
+static void dump_asks(struct dump *dump)
+{
+    dump->unanswered_since = 0;
+    dump->question_at = dump->proxy->link ? link_position(dump->proxy->link) : 0;
 }
 
 /* ---- the verdict ---- */
@@ -183,6 +193,7 @@ static void dump_decide(struct dump *dump, bool commit, const char *text)
         dump_over(dump, FAILURE_DOUBT);
         return;
     }
+    dump_asks(dump);
     if (!commit) {
         error_set(&err, FAILURE_CRIU, "%s", text);
         if (dump->client)
@@ -193,6 +204,19 @@ static void dump_decide(struct dump *dump, bool commit, const char *text)
 }
 
 /* Looks at what is known of criu and of the process, and decides when it is enough. */
+/*
+ * Whether the process demonstrably runs on.  Tearing down a large one takes seconds: as long as it
+ * is dying there is nothing to say.  One that cannot be looked at (another pid namespace) runs if
+ * criu says that it failed, and is waited for otherwise.
+ */
+static bool dump_root_runs(const struct dump *dump, bool criu_failed)
+{
+    struct pollfd process = {.fd = dump->root_fd, .events = POLLIN};
+    if (poll(&process, 1, 0) != 0)
+        return false;
+    return dump->root_pid > 0 ? !process_is_dying(dump->root_pid) : criu_failed;
+}
+
 static void dump_evaluate(struct dump *dump)
 {
     if (dump->state != DUMP_ALLOWED)
@@ -204,12 +228,13 @@ static void dump_evaluate(struct dump *dump)
             dump_decide(dump, false, "criu failed after the dump; the process runs on");
         return;
     }
+    /* criu kills the root first: it is done when it has ended itself. */
+    if (!dump->criu_ended && !dump->exit_known)
+        return;
     if (dump->root_ended) {
         dump_decide(dump, true, "");
         return;
     }
-    if (!dump->criu_ended && !dump->exit_known)
-        return;
     if (dump->root_fd < 0) {
         /* criu --stream without a hook, or one that did not tell: criu's end is all there is. */
         dump_decide(dump, true, "");
@@ -217,9 +242,10 @@ static void dump_evaluate(struct dump *dump)
     }
     bool good = dump->exit_known && dump->exit_status == 0;
     uint64_t grace = good ? GRACE_GOOD_EXIT_USEC : GRACE_USEC;
-    /* Tearing down a large process takes seconds: as long as it is dying there is nothing to say.
+    /* A criu that says itself that it failed has killed nobody; else it takes a while to be sure.
      */
-    if (now_usec() - dump->criu_ended_usec > grace && !process_is_dying(dump->root_pid))
+    bool failed = dump->exit_known && dump->exit_status && !criu_killed_by(dump->exit_status);
+    if ((failed || now_usec() - dump->criu_ended_usec > grace) && dump_root_runs(dump, failed))
         dump_decide(dump, false,
                     good ? "criu ended well and the process still runs: was it told to leave it?"
                          : "criu failed after the dump; the process runs on");
@@ -279,9 +305,9 @@ static int dump_watch(struct dump *dump, sd_event_source **source, int fd,
     return sd_event_source_set_io_fd_own(*source, true);
 }
 
-static int dump_watch_root(struct dump *dump, pid_t pid, int pidfd)
+static int dump_watch_root(struct dump *dump, int pidfd)
 {
-    dump->root_pid = pid;
+    dump->root_pid = process_of_pidfd(pidfd);
     dump->root_fd = pidfd;
     return dump_watch(dump, &dump->root_io, pidfd, on_root);
 }
@@ -328,7 +354,9 @@ static void on_sender_changed(struct sender *sender, void *user)
         return;
     switch (sender_state(sender)) {
     case SENDER_BEGUN:
+        return;
     case SENDER_ENDING:
+        dump_asks(dump);
         return;
     case SENDER_SENDING:
         dump_opened(dump);
@@ -346,9 +374,11 @@ static const struct sender_ops sender_ops = {.changed = on_sender_changed};
 
 void dump_link_up(struct dump *dump)
 {
+    struct proxy *proxy = dump->proxy;
+    if (dump->state == DUMP_DECIDED)
+        dump_asks(dump); /* the verdict has been told again */
     if (dump->state != DUMP_WAIT_LINK)
         return;
-    struct proxy *proxy = dump->proxy;
     Godwit__Pb__SnapshotBegin begin = GODWIT__PB__SNAPSHOT_BEGIN__INIT;
     begin.id = dump->id;
     begin.pid = dump->pid;
@@ -362,16 +392,14 @@ void dump_link_up(struct dump *dump)
         struct error err = dump_error(FAILURE_SYSTEM, "no memory for a dump");
         dump_fail(dump, &err);
     }
+    dump_asks(dump);
 }
 
 void dump_link_down(struct dump *dump, const struct error *err)
 {
-    if (!dump->sender || dump->state == DUMP_OVER)
+    if (!dump->sender)
         return;
-    if (dump->state < DUMP_ALLOWED) {
-        sender_link_down(dump->sender, err);
-        return;
-    }
+    sender_link_down(dump->sender, err); /* fails the dump, if it is not past that */
     if (dump->state == DUMP_DECIDED && dump->commit)
         dump_tell_doubt(dump);
 }
@@ -425,6 +453,15 @@ static void dump_start(struct dump *dump)
         dump_link_up(dump);
 }
 
+/* Fewer than a cache takes on one link. */
+static bool dumps_are_many(const struct proxy *proxy)
+{
+    unsigned count = 0;
+    for (const struct dump *dump = proxy->dumps; dump; dump = dump->next)
+        count++;
+    return count >= DUMPS_MAX;
+}
+
 static bool dump_is_under_way(const struct proxy *proxy, uint32_t pid)
 {
     for (const struct dump *dump = proxy->dumps; dump; dump = dump->next) {
@@ -438,7 +475,7 @@ static int dump_take_fds(struct dump *dump, struct local_packet *packet)
 {
     dump->pages_fd = TAKE_FD(packet->fds[DUMP_FD_PAGES]);
     dump->images_fd = TAKE_FD(packet->fds[DUMP_FD_IMAGES]);
-    int r = dump_watch_root(dump, (pid_t)dump->pid, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
+    int r = dump_watch_root(dump, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
     if (r >= 0)
         r = dump_watch(dump, &dump->lifeline_io, TAKE_FD(packet->fds[DUMP_FD_LIFELINE]),
                        on_lifeline);
@@ -454,6 +491,9 @@ void dump_open(struct proxy *proxy, struct client *client, struct local_packet *
     if (open && *open->id && !snapshot_id_valid(open->id)) {
         error_set(&err, FAILURE_USAGE, "snapshot id %s: use letters, digits, dots, dashes",
                   open->id);
+        open = NULL;
+    } else if (open && dumps_are_many(proxy)) {
+        error_set(&err, FAILURE_BUSY, "%d dumps are under way: try again later", DUMPS_MAX);
         open = NULL;
     } else if (open && dump_is_under_way(proxy, open->pid)) {
         error_set(&err, FAILURE_BUSY, "process %u is being dumped already", open->pid);
@@ -494,12 +534,13 @@ static void dump_stream_fail(struct dump *dump, int error_number, const char *wh
 static void dump_stream_end(struct dump *dump)
 {
     dump->stream_io = sd_event_source_disable_unref(dump->stream_io);
-    if (dump->state != DUMP_SENDING) {
-        dump_criu_ended(dump);
-        return;
-    }
-    /* No hook: criu has written all there is, or has given up; inventory.img comes last. */
-    dump->criu_ended = true;
+    dump_criu_ended(dump);
+}
+
+/* criu --stream has ended, and no hook has come: it has written all there is, or has given up;
+ * inventory.img comes last. */
+static void dump_stream_unasked(struct dump *dump)
+{
     if (sender_has_inventory(dump->sender)) {
         dump->state = DUMP_ASKED;
         dump->is_unasked = true;
@@ -536,6 +577,10 @@ static bool dump_stream_take(struct dump *dump)
         dump_stream_end(dump);
         return true;
     }
+    if (dump->state != DUMP_SENDING) {
+        close_fd(passed); /* too late to be of the snapshot */
+        return true;
+    }
     if (dump->parser.want_pipe) {
         dump_stream_pipe(dump, passed);
         return true;
@@ -564,7 +609,8 @@ void dump_open_stream(struct proxy *proxy, int fd)
     struct ucred peer = {0};
     socklen_t length = sizeof(peer);
     getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
-    struct dump *dump = dump_new(proxy, "", (uint32_t)peer.pid, "criu --stream");
+    struct dump *dump =
+        dumps_are_many(proxy) ? NULL : dump_new(proxy, "", (uint32_t)peer.pid, "criu --stream");
     if (!dump) {
         close_fd(fd);
         return;
@@ -607,8 +653,10 @@ void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask
         /* The hook may be heard before what criu sent ahead of it. */
         while (dump->state == DUMP_SENDING && dump->stream_io && dump_stream_take(dump))
             ;
-        if (dump->state == DUMP_SENDING && !sender_has_inventory(dump->sender)) {
-            struct error err = dump_error(FAILURE_CRIU, "criu --stream has sent no inventory.img");
+        if (dump->state == DUMP_SENDING &&
+            (dump->criu_ended || !sender_has_inventory(dump->sender))) {
+            struct error err =
+                dump_error(FAILURE_CRIU, "criu --stream ended, or sent no inventory.img");
             dump_fail(dump, &err);
         }
         if (dump->state != DUMP_SENDING)
@@ -617,7 +665,7 @@ void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask
     int r = 0;
     if (dump->is_stream && ask->root_pid) {
         int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)ask->root_pid, 0);
-        r = pidfd < 0 ? -errno : dump_watch_root(dump, (pid_t)ask->root_pid, pidfd);
+        r = pidfd < 0 ? -errno : dump_watch_root(dump, pidfd);
     } else if (!dump->is_stream) {
         r = sender_open_directory(dump->sender, TAKE_FD(dump->images_fd));
     }
@@ -672,7 +720,7 @@ void dump_client_gone(struct dump *dump, struct client *client)
 static bool dump_waits_for_answer(const struct dump *dump)
 {
     const struct proxy *proxy = dump->proxy;
-    if (!proxy->link_up || !link_is_drained(proxy->link))
+    if (!proxy->link_up || link_delivered(proxy->link) < dump->question_at)
         return false;
     return dump->state == DUMP_OPENING || dump->state == DUMP_DECIDED ||
            (dump->state == DUMP_ASKED && sender_state(dump->sender) == SENDER_ENDING);
@@ -714,6 +762,12 @@ void dump_tick(struct dump *dump)
         if (!err.text[0])
             error_set(&err, FAILURE_PEER, "no image-cache answers at %s", proxy->peer);
         dump_fail(dump, &err);
+        return;
+    }
+    /* A hook of a criu that was killed may come a moment after its stream's end. */
+    if (dump->state == DUMP_SENDING && dump->is_stream && dump->criu_ended &&
+        now_usec() - dump->criu_ended_usec > GRACE_USEC) {
+        dump_stream_unasked(dump);
         return;
     }
     if (dump->state < DUMP_ALLOWED && dump->criu_ended && !dump->is_stream) {

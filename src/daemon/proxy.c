@@ -374,7 +374,7 @@ static int on_capture(sd_event_source *source, int fd, uint32_t events, void *us
 {
     (void)source;
     (void)events;
-    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int accepted = daemon_accept(fd);
     if (accepted >= 0)
         dump_open_stream(user, accepted);
     return 0;

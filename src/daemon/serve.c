@@ -77,8 +77,10 @@ static int on_feed(sd_event_source *source, int fd, uint32_t events, void *user)
 static int serve_feed(struct serve *serve, int pipe)
 {
     struct feed *feed = calloc(1, sizeof(*feed));
-    if (!feed)
+    if (!feed) {
+        close_fd(pipe);
         return -ENOMEM;
+    }
     serve->fed = true;
     *feed = (struct feed){.serve = serve, .next = serve->feeds, .file = serve->file};
     serve->file = -EBADF;
@@ -87,6 +89,7 @@ static int serve_feed(struct serve *serve, int pipe)
     if (r >= 0)
         r = sd_event_add_io(serve->cache->daemon.event, &feed->io, pipe, EPOLLOUT, on_feed, feed);
     if (r < 0) {
+        close_fd(pipe);
         feed_free(feed);
         return r;
     }

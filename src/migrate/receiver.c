@@ -18,7 +18,7 @@ enum {
     SINK_BYTES = 64 << 10, /* where what is not wanted any more lands */
 };
 
-#define PAGEMAP_IMAGE_MAX GIB(1) /* a pagemap image describes terabytes in that */
+#define PAGEMAP_IMAGE_MAX MIB(64) /* some three million runs */
 
 struct item {
     bool is_space, ended;
@@ -562,6 +562,7 @@ static int take_snapshot_end(struct receiver *receiver, const struct frame *fram
     if (receiver->open > 0 || end->images != receiver->images || end->spaces != receiver->spaces ||
         end->bytes != receiver->bytes)
         return broken(err, frame, "it does not sum up what was sent");
+    receiver->over = true; /* whatever comes of it */
     struct error reason;
     if (receiver_check_images(receiver, &reason) < 0) {
         receiver_refuse(receiver, &reason);
@@ -576,7 +577,6 @@ static int take_snapshot_end(struct receiver *receiver, const struct frame *fram
         return 0;
     }
     receiver->snapshot = NULL;
-    receiver->over = true;
     receiver_free_items(receiver);
     link_send(receiver->link, FRAME_SNAPSHOT_ACK, receiver->session, 0, NULL);
     receiver->ops->held(receiver, snapshot, receiver->user);

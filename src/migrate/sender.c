@@ -78,7 +78,7 @@ struct sender {
     struct page_door *pages;
     struct directory_door *directory;
     struct pipe_door *pipes;
-    bool finishing, inventory;
+    bool finishing, inventory, end_sent;
 
     uint32_t last_item, images, spaces;
     uint64_t bytes;
@@ -237,6 +237,7 @@ static void sender_check_end(struct sender *sender)
     message.spaces = sender->spaces;
     message.bytes = sender->bytes;
     link_send(sender->link, FRAME_SNAPSHOT_END, sender->session, 0, &message.base);
+    sender->end_sent = true;
     sender_enter(sender, SENDER_ENDING);
 }
 
@@ -244,6 +245,12 @@ void sender_finish(struct sender *sender)
 {
     sender->finishing = true;
     sender_check_end(sender);
+}
+
+/* Whether it takes more: the cache has accepted, and nobody has said that this was all. */
+static bool sender_is_open(const struct sender *sender)
+{
+    return sender->link && sender->state <= SENDER_SENDING && !sender->finishing;
 }
 
 /* ---- pipes ---- */
@@ -289,10 +296,10 @@ static bool pipe_fill(struct link_source *source, struct link_batch *batch)
 
 int sender_open_pipe(struct sender *sender, const char *name, int fd)
 {
-    struct pipe_door *door = calloc(1, sizeof(*door));
+    struct pipe_door *door = sender_is_open(sender) ? calloc(1, sizeof(*door)) : NULL;
     if (!door) {
         close_fd(fd);
-        return -ENOMEM;
+        return sender_is_open(sender) ? -ENOMEM : -EPROTO;
     }
     *door = (struct pipe_door){.source.fill = pipe_fill, .sender = sender, .fd = fd};
     int r = set_nonblocking(fd, true);
@@ -383,10 +390,10 @@ static int directory_list(struct directory_door *door)
 
 int sender_open_directory(struct sender *sender, int dirfd)
 {
-    struct directory_door *door = calloc(1, sizeof(*door));
+    struct directory_door *door = sender_is_open(sender) ? calloc(1, sizeof(*door)) : NULL;
     if (!door) {
         close_fd(dirfd);
-        return -ENOMEM;
+        return sender_is_open(sender) ? -ENOMEM : -EPROTO;
     }
     *door = (struct directory_door){
         .source.fill = directory_fill, .sender = sender, .dirfd = dirfd, .fd = -EBADF};
@@ -606,10 +613,10 @@ static bool page_fill(struct link_source *source, struct link_batch *batch)
 
 int sender_open_page_door(struct sender *sender, int fd)
 {
-    struct page_door *door = calloc(1, sizeof(*door));
+    struct page_door *door = sender_is_open(sender) ? calloc(1, sizeof(*door)) : NULL;
     if (!door) {
         close_fd(fd);
-        return -ENOMEM;
+        return sender_is_open(sender) ? -ENOMEM : -EPROTO;
     }
     *door = (struct page_door){.source.fill = page_fill, .sender = sender, .fd = fd};
     door->buf = aligned_alloc(PAGE_BYTES, DOOR_BYTES);
@@ -637,6 +644,7 @@ int sender_control(struct sender *sender, const struct frame *frame, const uint8
             return -1;
         struct error reason;
         failure_to_error((const Godwit__Pb__Failure *)message, &reason);
+        sender->end_sent = false; /* whatever it was about, the cache has nothing of it */
         sender_fail(sender, &reason);
         return 0;
     }
@@ -714,6 +722,11 @@ uint64_t sender_bytes(const struct sender *sender)
             bytes += sender->pages->spaces[i].item.bytes;
     }
     return bytes;
+}
+
+bool sender_end_is_sent(const struct sender *sender)
+{
+    return sender->end_sent;
 }
 
 bool sender_has_inventory(const struct sender *sender)

@@ -32,7 +32,10 @@ struct sender *sender_new(sd_event *event, struct link *link, uint32_t session,
                           void *user);
 struct sender *sender_free(struct sender *sender);
 
-/* Serves criu's page-server connection, a stream socket, which is taken over. */
+/* The three doors.  -EPROTO when the sender takes no more: it is finishing, has failed, or the link
+ * is gone.
+ *
+ * Serves criu's page-server connection, a stream socket, which is taken over. */
 int sender_open_page_door(struct sender *sender, int fd);
 
 /* Sends every file of a directory, one after the other.  The descriptor is taken over. */
@@ -57,6 +60,10 @@ enum sender_state sender_state(const struct sender *sender);
 const struct error *sender_error(const struct sender *sender); /* once FAILED */
 uint32_t sender_session(const struct sender *sender);
 uint64_t sender_bytes(const struct sender *sender); /* of images and pages so far */
+
+/* Whether the cache may have the snapshot whole: its end has been sent, and no refusal came back.
+ * Also once FAILED. */
+bool sender_end_is_sent(const struct sender *sender);
 
 /* Whether an image of this name has been opened: criu writes inventory.img last. */
 bool sender_has_inventory(const struct sender *sender);

@@ -187,7 +187,7 @@ struct snapshot *snapshot_create(struct store *store, const char *id, struct err
                   id);
         return NULL;
     }
-    if (store->count == SNAPSHOTS_MAX) {
+    if (store->count >= SNAPSHOTS_MAX) {
         error_set(err, FAILURE_LIMIT, "snapshot %s: the image-cache holds %d already", id,
                   SNAPSHOTS_MAX);
         return NULL;

@@ -667,12 +667,20 @@ struct link *link_free(struct link *link)
     return NULL;
 }
 
-bool link_is_drained(const struct link *link)
+uint64_t link_position(const struct link *link)
 {
-    int unacknowledged = 0;
-    if (link->state == LINK_DOWN || link_has_output(link))
-        return false;
-    return ioctl(link->fd, SIOCOUTQ, &unacknowledged) < 0 || unacknowledged == 0;
+    uint64_t position = link->bytes_out + (link->queue_end - link->queue_start);
+    for (unsigned i = link->batch_next; i < 2 * link->batch.frames; i++)
+        position += link->batch.iov[i].iov_len;
+    return position;
+}
+
+uint64_t link_delivered(const struct link *link)
+{
+    int waiting = 0;
+    if (link->state == LINK_DOWN || ioctl(link->fd, SIOCOUTQ, &waiting) < 0 || waiting < 0)
+        return link->bytes_out;
+    return link->bytes_out - MIN((uint64_t)waiting, link->bytes_out);
 }
 
 bool link_is_up(const struct link *link)

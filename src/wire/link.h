@@ -95,8 +95,12 @@ struct link *link_free(struct link *link);
 /* Whether the handshake is over and down() has not been called. */
 bool link_is_up(const struct link *link);
 
-/* Whether everything that was to go out has reached the peer's host (TCP) or the peer (UNIX). */
-bool link_is_drained(const struct link *link);
+/*
+ * How far the peer is: link_position() is where what is queued now ends, link_delivered() how much
+ * has reached the peer's host (TCP) or the peer (UNIX); both count bytes since the link began.
+ */
+uint64_t link_position(const struct link *link);
+uint64_t link_delivered(const struct link *link);
 
 /* Queues a control frame; message may be NULL (no payload).  What cannot be queued (no memory, a
  * peer that takes nothing) takes the link down. */
