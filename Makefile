@@ -8,7 +8,13 @@
 #   make install  into $(PREFIX), /usr/local unless said otherwise; DESTDIR is honoured
 
 BUILD ?= build
-PREFIX ?= /usr/local
+# Said on the command line or in the environment, it also changes what is configured already.
+ifeq ($(origin PREFIX),undefined)
+PREFIX = /usr/local
+CONFIGURE = :
+else
+CONFIGURE = $(MESON) configure --prefix $(PREFIX) $(BUILD)
+endif
 # Of the system's own Python, so that apt's meson and pytest are found whatever else is in PATH.
 PYTHON ?= /usr/bin/python3
 MESON = $(PYTHON) /usr/bin/meson
@@ -19,7 +25,8 @@ all: build-setup
 
 build-setup:
 	scripts/setup build
-	test -f $(BUILD)/build.ninja || $(MESON) setup --prefix $(PREFIX) $(BUILD)
+	if test -f $(BUILD)/build.ninja; then $(CONFIGURE); \
+	else $(MESON) setup --prefix $(PREFIX) $(BUILD); fi
 
 demo: all
 	scripts/setup test

@@ -206,7 +206,8 @@ def test_selfcheck_sees_a_wrong_bit(bed, hosts):
         mem.seek(-1, os.SEEK_CUR)
         mem.write(bytes([byte ^ 1]))
     a.kill(pid, signal.SIGUSR1)
-    assert "first 5 " in a.wait_text("/tmp/memory", "bad 1")
+    # The mapping may have been merged with pages just below it, so the number of the page varies.
+    assert re.search(r": 1 of \d+ pages, first [0-5] ", a.wait_text("/tmp/memory", "bad 1"))
 
 
 def test_ghost_moves(bed, hosts, criu):
@@ -316,7 +317,8 @@ def commands_with(tag):
 
 
 LEAVER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
 sys.path.insert(0, sys.argv[1])
 from bed import Bed
 tag = sys.argv[2]
@@ -337,11 +339,15 @@ def test_nothing_is_left(sig):
     before = machine_state()
     argv = [sys.executable, "-c", LEAVER, HERE, tag, str(sig)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as p:
-        switch = p.stdout.readline().split()
-        assert len(switch) == 2
-        if sig:
-            assert len(commands_with(tag)) >= 8
-            p.send_signal(sig)
+        try:
+            switch = p.stdout.readline().split()
+            assert len(switch) == 2
+            if sig:
+                assert len(commands_with(tag)) >= 8
+                p.send_signal(sig)
+            p.wait(30)
+        finally:
+            p.kill()
     wait_for(lambda: not commands_with(tag), 5, f"the end of {commands_with(tag)}")
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in switch), 5, "the switch's end")
     assert machine_state() == before
