@@ -139,7 +139,8 @@ static int session_receive(struct session *session, struct local_packet *packet,
         packet->bytes, packet->length, &reason);
     local_packet_close(packet);
     if (failure && message)
-        failure_to_error((const Godwit__Pb__Failure *)message, &reason);
+        failure_to_reason((const Godwit__Pb__Failure *)message, "the daemon gave no reason",
+                          &reason);
     if (failure || !message) {
         *err = reason;
         return -1;

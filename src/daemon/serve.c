@@ -254,8 +254,7 @@ void serve_open(struct cache *cache, int fd)
     struct ucred peer = {0};
     socklen_t length = sizeof(peer);
     getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
-    *serve = (struct serve){
-        .cache = cache, .next = cache->serves, .fd = fd, .file = -EBADF, .criu_pid = peer.pid};
+    *serve = (struct serve){.cache = cache, .fd = fd, .file = -EBADF, .criu_pid = peer.pid};
     struct serve **last = &cache->serves; /* first come, first served */
     while (*last)
         last = &(*last)->next;

@@ -643,7 +643,8 @@ int sender_control(struct sender *sender, const struct frame *frame, const uint8
         if (!message)
             return -1;
         struct error reason;
-        failure_to_error((const Godwit__Pb__Failure *)message, &reason);
+        failure_to_reason((const Godwit__Pb__Failure *)message,
+                          "the image-cache refused the snapshot and gave no reason", &reason);
         sender->end_sent = false; /* whatever it was about, the cache has nothing of it */
         sender_fail(sender, &reason);
         return 0;

@@ -4,7 +4,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#define ROOM_MIN KIB(64)
+#define ROOM_MIN KIB(4)
 #define ROOM_STEP_MAX MIB(32)
 #define WINDOW_BYTES MIB(32)
 
@@ -43,8 +43,13 @@ static int arena_grow(struct arena *arena, uint64_t need)
     }
     if (r < 0)
         return r;
-    if (ftruncate(arena->fd, (off_t)room) < 0) {
+    /* The length first, because tmpfs looks at it when it chooses the size of a page; then the
+     * memory itself, because whoever touches a page that cannot be had is killed. */
+    if (ftruncate(arena->fd, (off_t)room) < 0 ||
+        fallocate(arena->fd, 0, (off_t)arena->room, (off_t)(room - arena->room)) < 0) {
         r = -errno;
+        if (ftruncate(arena->fd, (off_t)arena->room) < 0)
+            r = -errno;
         budget_refund(arena->budget, room - arena->room);
         return r;
     }

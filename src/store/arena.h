@@ -3,7 +3,7 @@
 /*
  * An arena: one file on tmpfs that grows at its end and is filled in place.
  *
- *   file   |== filled ==|-- room: charged to the budget, not touched yet --|
+ *   file   |== filled ==|-- room: charged, allocated, not touched yet ------|
  *                   |<------ window: the part that is mapped ------>|
  *
  * Data is received straight into the window, so there is no copy between the socket and the file
@@ -11,8 +11,8 @@
  * as slow as in huge pages (docs/architecture.md, "Measured"); the file grows in steps that let
  * tmpfs use huge pages where the mount allows them.
  *
- * A full tmpfs is seen by recv() as EFAULT, never as SIGBUS, as long as nobody but the kernel
- * writes into the window; reading is only for what has been received.
+ * What is charged is allocated, so that a machine without memory says so before anything is
+ * received, and not by a signal to whoever touches the window.
  */
 #include "base/error.h"
 

@@ -332,6 +332,21 @@ void link_send(struct link *link, uint16_t type, uint32_t session, uint32_t item
     link_watch(link, EPOLLIN | EPOLLOUT);
 }
 
+/* A socket that is closed with bytes in it is reset, and the peer may lose what it was told last.
+ */
+static void link_part(struct link *link)
+{
+    if (link->state == LINK_DOWN)
+        return;
+    shutdown(link->fd, SHUT_WR);
+    for (size_t read = 0; read < TURN_BYTES;) {
+        ssize_t n = recv(link->fd, link->rx, RX_BYTES, MSG_DONTWAIT);
+        if (n <= 0)
+            break;
+        read += (size_t)n;
+    }
+}
+
 void link_goodbye(struct link *link, const struct error *err)
 {
     Godwit__Pb__Failure failure = failure_message(err);
@@ -340,6 +355,7 @@ void link_goodbye(struct link *link, const struct error *err)
     ssize_t n = 1;
     while (link->state != LINK_DOWN && n > 0 && (link_batch_in_flight(link) || link->queue_end > 0))
         n = link_batch_in_flight(link) ? link_write_batch(link) : link_write_queue(link);
+    link_part(link);
     link_fail(link, err);
 }
 

@@ -58,3 +58,10 @@ void failure_to_error(const Godwit__Pb__Failure *failure, struct error *ret)
     else
         error_set(ret, failure_from_wire(failure->code), "%s", failure->text);
 }
+
+void failure_to_reason(const Godwit__Pb__Failure *failure, const char *otherwise, struct error *ret)
+{
+    failure_to_error(failure, ret);
+    if (ret->code == FAILURE_NONE || !ret->text[0])
+        error_set(ret, FAILURE_PEER, "%s", otherwise);
+}

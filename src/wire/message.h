@@ -24,3 +24,7 @@ static inline void message_freep(void *message)
 /* error <-> Failure; a failure's text borrows from err. */
 Godwit__Pb__Failure failure_message(const struct error *err);
 void failure_to_error(const Godwit__Pb__Failure *failure, struct error *ret);
+
+/* The same for a failure that has to have a reason: `otherwise` where it tells none. */
+void failure_to_reason(const Godwit__Pb__Failure *failure, const char *otherwise,
+                       struct error *ret);
