@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the end-to-end tests; see bed.py for what a bed is."""
 
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bed as testbed  # noqa: E402
+from godwit import Godwit, Pair, make_hosts  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -42,3 +44,47 @@ def godwit():
     if not path.exists():
         pytest.skip(f"{path} is not built")
     return str(path)
+
+
+@pytest.fixture
+def pair(bed, request):
+    """Two hosts with an image-proxy on a and an image-cache on b, linked."""
+    p = Pair(bed)
+    yield p
+    if request.node.passed:
+        p.check()
+
+
+@pytest.fixture
+def two(bed):
+    """Two hosts, a and b, with no daemon yet."""
+    return make_hosts(bed, "a", "b")
+
+
+@pytest.fixture
+def huge_pages():
+    """Huge pages for one test at a time, given back after it."""
+    with open("/proc/sys/vm/nr_hugepages", "r+") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        before = f.read()
+        try:
+            Path(f.name).write_text("64")
+            if int(Path(f.name).read_text()) < 24:
+                pytest.skip("the kernel gives no huge pages")
+            yield
+        except OSError as e:
+            pytest.skip(f"no huge pages: {e}")
+        finally:
+            Path(f.name).write_text(before)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that failed shows the logs of its hosts, which still run then."""
+    report = (yield).get_result()
+    if report.when == "call":
+        item.passed = report.passed
+    hosts = getattr(getattr(item, "funcargs", {}).get("bed"), "hosts", {})
+    if report.failed:
+        for host in hosts.values():
+            report.sections.append((f"logs of host {host.name}", Godwit(host).logs()))

@@ -219,7 +219,7 @@ def test_ghost_moves(bed, hosts, criu):
     check(b, pid, f"{SHARED}/ghost", 2)
 
 
-def test_hugemap_moves(bed, hosts, criu):
+def test_hugemap_moves(huge_pages, bed, hosts, criu):
     a, b = hosts
     path = f"{SHARED}/huge"
     pid = a.spawn([bed.workload("hugemap"), path])

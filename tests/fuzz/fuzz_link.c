@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Input: one byte of mode, then the bytes of a peer to a cache: link, receiver, store.
+ *   bit 0   the harness says preamble and hello, the input begins behind them
+ *   bit 1   checks of frames are mended, so that what is behind them is reached
+ *   bit 2   digests and sums of items are mended too
+ *   bit 3   a small memory limit
+ *   bit 4   in pieces of a few bytes
+ */
+#include "fuzz.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/digest.h"
+#include "migrate/receiver.h"
+#include "unit/peer.h"
+
+enum {
+    MODE_GREETED = 1,
+    MODE_CHECKS = 2,
+    MODE_DIGESTS = 4,
+    MODE_SMALL = 8,
+    MODE_PIECES = 16,
+    ITEMS = 64, /* whose digests are mended */
+    SESSIONS = 4,
+};
+
+struct item {
+    struct digest digest;
+    uint64_t bytes;
+};
+
+struct cache {
+    unsigned mode;
+    struct store *store;
+    struct receiver *receivers[SESSIONS];
+    bool down;
+    struct item items[ITEMS]; /* of session 1 */
+    uint64_t bytes;
+    uint32_t images, spaces;
+};
+
+/* ---- mending ---- */
+
+static struct item *cache_item(struct cache *cache, const struct frame *frame)
+{
+    struct item *item = &cache->items[frame->item % ITEMS];
+    if (!item->digest.state)
+        must(digest_begin(&item->digest) == 0);
+    return item;
+}
+
+/* Another payload for a control frame of a session, with sums that agree. */
+static const uint8_t *mend(struct cache *cache, struct frame *frame, const uint8_t *payload,
+                           uint8_t mended[256])
+{
+    uint8_t digest[DIGEST_BYTES];
+    Godwit__Pb__ItemEnd item_end = GODWIT__PB__ITEM_END__INIT;
+    Godwit__Pb__SnapshotEnd end = GODWIT__PB__SNAPSHOT_END__INIT;
+    const ProtobufCMessage *message = NULL;
+    if (!(cache->mode & MODE_DIGESTS) || frame->session != 1)
+        return payload;
+    cache->images += frame->type == FRAME_IMAGE_BEGIN;
+    cache->spaces += frame->type == FRAME_SPACE_BEGIN;
+    if (frame->type == FRAME_IMAGE_END || frame->type == FRAME_SPACE_END) {
+        struct item *item = cache_item(cache, frame);
+        item_end.bytes = item->bytes;
+        cache->bytes += item->bytes;
+        digest_end(&item->digest, digest);
+        *item = (struct item){0};
+        item_end.digest = (ProtobufCBinaryData){sizeof(digest), digest};
+        message = &item_end.base;
+    } else if (frame->type == FRAME_SNAPSHOT_END) {
+        end.images = cache->images;
+        end.spaces = cache->spaces;
+        end.bytes = cache->bytes;
+        message = &end.base;
+    }
+    if (!message)
+        return payload;
+    frame->length = (uint32_t)protobuf_c_message_pack(message, mended);
+    return mended;
+}
+
+/* Writes the right checks into all frames of a stream that are whole. */
+static void mend_checks(uint8_t *bytes, size_t length)
+{
+    for (size_t at = 0; length - at >= WIRE_HEADER_BYTES;) {
+        uint8_t *header = bytes + at;
+        struct frame frame = {
+            .type = get_le16(header),
+            .flags = get_le16(header + 2),
+            .length = get_le32(header + 4),
+            .session = get_le32(header + 8),
+            .item = get_le32(header + 12),
+            .offset = get_le64(header + 16),
+        };
+        if (!frame_is_bulk(frame.type) && frame.length > length - at - WIRE_HEADER_BYTES)
+            return;
+        frame_encode(&frame, header + WIRE_HEADER_BYTES, header);
+        if (frame.length > length - at - WIRE_HEADER_BYTES)
+            return;
+        at += WIRE_HEADER_BYTES + frame.length;
+    }
+}
+
+/* ---- the cache ---- */
+
+static void on_held(struct receiver *receiver, struct snapshot *snapshot, void *user)
+{
+    (void)receiver;
+    (void)user;
+    must(snapshot->state == SNAPSHOT_HELD);
+}
+
+static void on_dropped(struct receiver *receiver, const char *id, const struct error *err,
+                       void *user)
+{
+    (void)receiver;
+    must(id && err);
+    struct cache *cache = user;
+    must(!store_find(cache->store, id));
+}
+
+static const struct receiver_ops receiver_ops = {.held = on_held, .dropped = on_dropped};
+
+static struct receiver **cache_find(struct cache *cache, uint32_t session)
+{
+    for (unsigned i = 0; i < SESSIONS; i++) {
+        if (cache->receivers[i] && receiver_session(cache->receivers[i]) == session)
+            return &cache->receivers[i];
+    }
+    return NULL;
+}
+
+static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
+{
+    (void)link;
+    (void)user;
+    must(hello->page_bytes == PAGE_BYTES);
+}
+
+static int cache_begin(struct cache *cache, struct link *link, const struct frame *frame,
+                       const uint8_t *payload, struct error *err)
+{
+    for (unsigned i = 0; i < SESSIONS; i++) {
+        if (cache->receivers[i])
+            continue;
+        cache->receivers[i] = receiver_new(cache->store, link, "elsewhere", frame, payload,
+                                           &receiver_ops, cache, err);
+        return cache->receivers[i] ? 0 : -1;
+    }
+    return error_set(err, FAILURE_PEER, "too many");
+}
+
+static int on_control(struct link *link, const struct frame *original, const uint8_t *payload,
+                      void *user, struct error *err)
+{
+    struct cache *cache = user;
+    uint8_t mended[256];
+    struct frame frame = *original;
+    payload = mend(cache, &frame, payload, mended);
+    struct receiver **at = cache_find(cache, frame.session);
+    if (frame.type == FRAME_SNAPSHOT_BEGIN && !at)
+        return cache_begin(cache, link, &frame, payload, err);
+    if (!at)
+        return error_set(err, FAILURE_PEER, "no such session");
+    int r = receiver_control(*at, &frame, payload, err);
+    if (r >= 0 && receiver_is_over(*at))
+        *at = receiver_free(*at);
+    return r;
+}
+
+static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
+                         void **ret_place, size_t *ret_length, void *user, struct error *err)
+{
+    (void)link;
+    struct cache *cache = user;
+    struct receiver **at = cache_find(cache, frame->session);
+    if (!at)
+        return error_set(err, FAILURE_PEER, "no such session");
+    if (frame->session == 1 && done == 0 && frame->type == FRAME_PAGES)
+        digest_place(&cache_item(cache, frame)->digest, frame->offset, frame->length);
+    int r = receiver_bulk_place(*at, frame, done, ret_place, ret_length, err);
+    if (r >= 0)
+        must(*ret_length > 0 && *ret_length <= frame->length - done);
+    return r;
+}
+
+static int on_bulk_landed(struct link *link, const struct frame *frame, uint32_t done,
+                          const void *place, size_t length, void *user, struct error *err)
+{
+    (void)link;
+    struct cache *cache = user;
+    struct receiver **at = cache_find(cache, frame->session);
+    must(at);
+    if (frame->session == 1) {
+        struct item *item = cache_item(cache, frame);
+        digest_bytes(&item->digest, place, length);
+        item->bytes += length;
+    }
+    return receiver_bulk_landed(*at, frame, done, place, length, err);
+}
+
+static void on_down(struct link *link, const struct error *err, void *user)
+{
+    (void)link;
+    struct cache *cache = user;
+    must(!cache->down);
+    must(err->code == FAILURE_NONE || err->text[0]);
+    cache->down = true;
+    for (unsigned i = 0; i < SESSIONS; i++) {
+        if (cache->receivers[i])
+            receiver_link_down(cache->receivers[i], err);
+    }
+}
+
+static const struct link_ops link_ops = {
+    .up = on_up,
+    .control = on_control,
+    .bulk_place = on_bulk_place,
+    .bulk_landed = on_bulk_landed,
+    .down = on_down,
+};
+
+/* ---- the peer ---- */
+
+static void say(sd_event *event, int fd, const struct bytes *bytes, size_t step,
+                const struct cache *cache)
+{
+    static char answer[1 << 16];
+    for (size_t at = 0; at < bytes->length && !cache->down;) {
+        ssize_t n =
+            send(fd, bytes->at + at, MIN(step, bytes->length - at), MSG_DONTWAIT | MSG_NOSIGNAL);
+        at += n > 0 ? (size_t)n : 0;
+        if (n < 0 && errno != EAGAIN)
+            break;
+        must(sd_event_run(event, 0) >= 0);
+        while (recv(fd, answer, sizeof(answer), MSG_DONTWAIT) > 0)
+            ;
+    }
+    shutdown(fd, SHUT_WR);
+    for (int i = 0; i < 1000 && !cache->down; i++)
+        must(sd_event_run(event, 0) >= 0);
+    must(cache->down);
+}
+
+static char *directory;
+
+static void remove_directory(void)
+{
+    directory_remove(directory);
+}
+
+static struct store *open_store(uint64_t limit)
+{
+    if (!directory) {
+        directory = directory_make();
+        atexit(remove_directory);
+    }
+    struct error err;
+    struct store *store = store_open(directory, false, limit, &err);
+    must(store);
+    return store;
+}
+
+/* After the link is gone there are whole snapshots and nothing else, and the sums are right. */
+static void check_store(struct store *store)
+{
+    uint64_t charge = 0;
+    for (struct snapshot *s = store_first(store); s; s = s->next) {
+        must(s->state == SNAPSHOT_HELD);
+        charge += s->charge;
+    }
+    must(store_budget(store)->used == charge);
+    while (store_first(store))
+        snapshot_remove(store_first(store));
+    must(store_budget(store)->used == 0);
+    store_close(store);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size == 0)
+        return 0;
+    unsigned mode = data[0];
+    struct bytes bytes = {0};
+    if (mode & MODE_GREETED)
+        bytes_add_greeting(&bytes);
+    size_t begin = mode & MODE_GREETED ? bytes.length : WIRE_PREAMBLE_BYTES;
+    bytes_add(&bytes, data + 1, size - 1);
+    if (mode & MODE_CHECKS && bytes.length > begin)
+        mend_checks(bytes.at + begin, bytes.length - begin);
+
+    struct cache cache = {.mode = mode, .store = open_store(mode & MODE_SMALL ? 100000 : MIB(16))};
+    int fds[2];
+    sd_event *event = NULL;
+    socket_pair(fds);
+    must(sd_event_new(&event) >= 0);
+    struct link *link = link_new(event, fds[0], 3600 * USEC_PER_SEC, &link_ops, &cache);
+    must(link);
+    say(event, fds[1], &bytes, mode & MODE_PIECES ? 7 : SIZE_MAX, &cache);
+    for (unsigned i = 0; i < SESSIONS; i++)
+        receiver_free(cache.receivers[i]);
+    for (unsigned i = 0; i < ITEMS; i++) {
+        if (cache.items[i].digest.state)
+            digest_drop(&cache.items[i].digest);
+    }
+    link_free(link);
+    close_fd(fds[1]);
+    sd_event_unref(event);
+    check_store(cache.store);
+    bytes_free(&bytes);
+    return 0;
+}

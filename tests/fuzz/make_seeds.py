@@ -1,0 +1,226 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the seed corpora of the fuzzers, seeds/fuzz_TARGET/NAME.
+
+usage: tests/fuzz/make_seeds.py        what is there under other names (saved findings) stays
+"""
+import struct
+from pathlib import Path
+
+SEEDS = Path(__file__).resolve().parent / "seeds"
+
+
+def save(target, name, data):
+    directory = SEEDS / f"fuzz_{target}"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_bytes(data)
+
+
+# ---- protobuf ----
+
+def varint(value):
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def number(field, value):
+    return varint(field << 3) + varint(value)
+
+
+def text(field, value):
+    value = value.encode() if isinstance(value, str) else value
+    return varint(field << 3 | 2) + varint(len(value)) + value
+
+
+# ---- messages: the first byte is the index in fuzz_message.c ----
+
+HELLO = (text(1, "godwit 0.1.0") + text(2, "host") + number(3, 4096) + text(4, "x86_64")
+         + number(5, 10000))
+BEGIN = text(1, "seed") + number(2, 42) + text(3, "sleep") + number(4, 1)
+ITEM_END = number(1, 3) + text(2, bytes(16))
+MESSAGES = {
+    "hello": (0, HELLO),
+    "failure": (1, number(1, 6) + text(2, "out of memory")),
+    "snapshot-begin": (2, BEGIN),
+    "image-begin": (3, text(1, "core-1.img")),
+    "space-begin": (4, number(1, 1) + number(2, 42)),
+    "item-end": (5, ITEM_END),
+    "snapshot-end": (6, number(1, 1) + number(2, 1) + number(3, 4099)),
+    "verdict": (7, text(1, "seed") + number(2, 1) + text(3, "why")),
+    "verdict-ack": (8, text(1, "seed")),
+    "dump-open": (9, text(1, "seed") + number(2, 42) + text(3, "sleep")),
+    "dump-opened": (10, text(1, "seed") + number(2, 1 << 63)),
+    "progress": (11, number(1, 1 << 40) + text(2, "pages")),
+    "exited": (12, number(1, 137)),
+    "restore-open": (13, text(1, "seed") + number(2, (1 << 64) - 1) + number(3, 1)),
+    "restore-ready": (14, text(1, "seed") + number(2, 7) + text(3, "/run/godwit/images")),
+    "forget": (15, text(1, "seed")),
+    "status": (16, text(1, "image-cache") + text(2, "host") + text(3, "up") + number(4, 5)),
+    "status-snapshot": (17, text(1, "seed") + text(2, "held") + number(3, 5) + number(8, 9)),
+    "control-character": (3, text(1, "a\x1bb")),
+    "nul": (3, text(1, "a\0b")),
+    "cut-short": (3, text(1, "core-1.img")[:-3]),
+    "too-long": (3, text(1, "n" * 4097)),
+    "empty": (2, b""),
+}
+
+
+# ---- the link: checks and digests are mended by the harness ----
+
+GREETED, CHECKS, DIGESTS, SMALL, PIECES = 1, 2, 4, 8, 16
+ALL = GREETED | CHECKS | DIGESTS
+
+
+def frame(kind, payload=b"", session=1, item=0, offset=0, flags=0):
+    return struct.pack("<HHIIIQQ", kind, flags, len(payload), session, item, offset, 0) + payload
+
+
+def image(item, name, *pieces):
+    out = frame(200, text(1, name), item=item)
+    offset = 0
+    for piece in pieces:
+        out += frame(201, piece, item=item, offset=offset)
+        offset += len(piece)
+    return out + frame(202, ITEM_END, item=item)
+
+
+def page(byte):
+    return bytes([byte]) * 4096
+
+
+def space(item, kind, number_of, *runs):
+    out = frame(210, number(1, kind) + number(2, number_of), item=item)
+    for vaddr, flags, pages in runs:
+        out += frame(211, b"".join(map(page, pages)), item=item, offset=vaddr, flags=flags)
+    return out + frame(212, ITEM_END, item=item)
+
+
+def pagemap(*entries, pages_id=1):
+    def prefixed(message):
+        return struct.pack("<I", len(message)) + message
+    out = struct.pack("<II", 0x54564319, 0x56084025) + prefixed(number(1, pages_id))
+    for entry in entries:
+        out += prefixed(b"".join(number(f + 1, v) for f, v in enumerate(entry) if v is not None))
+    return out
+
+
+def link_seeds():
+    begin, end = frame(100, BEGIN), frame(101, number(1, 9))
+    entry = (0x1000, 1, None, 4)
+    spaces = space(1, 1, 42, (0x1000, 0, [1, 2]), (0x5000, 1, [3]))
+    bodies = {
+        "nothing": begin + end,
+        "image": begin + image(1, "core-1.img", b"abc", b"def") + end,
+        "empty-image": begin + image(1, "fdinfo-2.img") + end,
+        "images": begin + b"".join(image(i, f"img-{i}", b"x" * i) for i in range(1, 6)) + end,
+        "space": begin + spaces + end,
+        "overwritten": begin + space(1, 1, 42, (0x1000, 0, [1, 2]), (0x2000, 0, [9])) + end,
+        "descending": begin + space(1, 2, 7, (0x400000, 0, [1]), (0x1000, 1, [2])) + end,
+        "end-of-memory": begin + space(1, 1, 1, ((1 << 57) - 4096, 0, [1])) + end,
+        "stream-pagemap": begin + image(1, "pagemap-1.img", pagemap(entry))
+        + image(2, "pages-1.img", page(5)) + end,
+        "in-parent": begin + image(1, "pagemap-1.img", pagemap((0x1000, 1, 1, 1))) + end,
+        "abort": begin + image(1, "a", b"1") + frame(102, number(1, 1) + text(2, "sorry")),
+        "two": begin + frame(100, text(1, "other"), session=2) + image(1, "a", b"1")
+        + frame(200, text(1, "b"), session=2, item=1) + end,
+        "same-name": begin + image(1, "a", b"1") + image(2, "a", b"1") + end,
+        "bad-name": begin + image(1, "../../x", b"1") + end,
+        "bad-id": frame(100, text(1, "../x")) + image(1, "a", b"1"),
+        "same-id": begin + frame(100, BEGIN, session=2) + end,
+        "bad-address": begin + space(1, 1, 1, (1 << 57, 0, [1])) + end,
+        "goodbye": begin + frame(2, text(2, "bye"), session=0),
+        "heartbeats": frame(3, session=0) * 3 + begin,
+        "interleaved": begin + frame(200, text(1, "a"), item=1) + frame(200, text(1, "b"), item=2)
+        + frame(201, b"12", item=1) + frame(201, b"34", item=2) + frame(201, b"5", item=1, offset=2)
+        + frame(202, ITEM_END, item=2) + frame(202, ITEM_END, item=1) + end,
+    }
+    for name, body in bodies.items():
+        save("link", name, bytes([ALL]) + body)
+    save("link", "image-small", bytes([ALL | SMALL]) + begin + image(1, "a", b"x" * 9000) * 1
+         + image(2, "b", b"y" * 3000) + end)
+    save("link", "space-small", bytes([ALL | SMALL]) + bodies["descending"])
+    save("link", "image-pieces", bytes([ALL | PIECES]) + bodies["image"])
+    save("link", "image-wrong-digest", bytes([GREETED | CHECKS]) + bodies["image"])
+    save("link", "image-wrong-check", bytes([GREETED]) + bodies["image"])
+    preamble = b"godwit\r\n" + struct.pack("<HHI", 1, 0, 0)
+    hello = frame(1, HELLO, session=0)
+    save("link", "raw", bytes([CHECKS | DIGESTS]) + preamble + hello + bodies["image"])
+    save("link", "raw-other-major", bytes([0]) + b"godwit\r\n" + struct.pack("<HHI", 2, 0, 0))
+    save("link", "raw-not-godwit", bytes([0]) + b"GET / HTTP/1.1\r\n\r\n")
+
+
+# ---- CRIU's page server, little-endian hosts ----
+
+OPEN, PARENT, ADD, CLOSE, FLUSH = 4, 5, 6, 0x1023, 0x1024
+
+
+def request(form, command, pages=0, vaddr=0, obj=0, flags=0):
+    word = command | flags << 16
+    if form == 24:
+        return struct.pack("<IIQQ", word, pages, vaddr, obj)
+    return struct.pack("<IIQQQ", word, 0, pages, vaddr, obj)
+
+
+def page_server_seeds():
+    task, shared = 42 << 8 | 1, 7 << 8 | 2
+    for form in (24, 32):
+        opening = request(form, OPEN, obj=task)
+        add = request(form, ADD, 1, 0x1000, task, 4) + page(1)
+        bodies = {
+            "open-close": opening + request(form, CLOSE),
+            "one-page": opening + add + request(form, CLOSE),
+            "parent-first": request(form, PARENT, obj=task) + opening + add + request(form, FLUSH),
+            "two-objects": opening + request(form, OPEN, obj=shared) + add
+            + request(form, ADD, 2, 0x8000, shared, 6) + page(2) + page(3) + request(form, CLOSE),
+            "hole": opening + request(form, ADD, 1, 0x1000, task, 1),
+            "never-opened": opening + request(form, ADD, 1, 0x1000, shared, 4) + page(1),
+            "cut-short": opening + add[:-5],
+            "absurd": opening + request(form, ADD, (1 << 32) - 1, 0x1000, task, 4) + page(1),
+            "twice": opening * 2 + add * 2 + request(form, CLOSE) * 2,
+        }
+        for name, body in bodies.items():
+            save("page_server", f"parse-{form}-{name}", b"\0" + body)
+            save("page_server", f"door-{form}-{name}", b"\1" + body)
+    save("page_server", "door-close-only", b"\1" + request(24, CLOSE))
+
+
+# ---- CRIU's --stream and pagemap images ----
+
+def stream_seeds():
+    def ask(name):
+        message = text(1, name)
+        return struct.pack("<I", len(message)) + message
+    for step in (1, 255):
+        first = bytes([step - 1])
+        save("stream", f"one-{step}", first + ask("inventory.img") + b"\0")
+        save("stream", f"three-{step}", first + b"".join(ask(n) + b"\0" for n in "abc"))
+        save("stream", f"longest-{step}", first + ask("n" * 255) + b"\0")
+        save("stream", f"path-{step}", first + ask("../etc/passwd"))
+        save("stream", f"nul-{step}", first + ask("a\0b"))
+    save("stream", "too-long", b"\x3f" + struct.pack("<I", 4097))
+    save("stream", "of-nothing", b"\x3f" + struct.pack("<I", 0))
+    save("stream", "malformed", b"\x3f" + struct.pack("<I", 2) + b"\x12\x00")
+
+
+def pagemap_seeds():
+    save("pagemap", "empty", pagemap())
+    save("pagemap", "old", pagemap((0x1000, 2, None, 4), (0x8000, 1, 1), (0x9000, 1, 0)))
+    save("pagemap", "new", pagemap((0x1000, 0, None, 4, 2), (0x100000000, 0, None, 6, 1 << 32)))
+    save("pagemap", "overlap", pagemap((0x1000, 2, None, 4), (0x2000, 1, None, 4)))
+    save("pagemap", "unaligned", pagemap((0x1001, 2, None, 4)))
+    save("pagemap", "no-pages", pagemap((0x1000, 0, None, 4)))
+    save("pagemap", "beyond", pagemap(((1 << 57) - 4096, 0, None, 4, 2)))
+    save("pagemap", "overflow", pagemap((0x1000, 0, None, 4, 1 << 52)))
+    save("pagemap", "cut-short", pagemap((0x1000, 2, None, 4))[:-1])
+    save("pagemap", "magic", b"\0" * 8)
+
+
+for seed, (index, body) in MESSAGES.items():
+    save("message", seed, bytes([index]) + body)
+link_seeds()
+page_server_seeds()
+stream_seeds()
+pagemap_seeds()

@@ -1,0 +1,717 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "testing.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include "base/io.h"
+#include "criu.pb-c.h"
+#include "criu/page_server.h"
+#include "criu/pagemap.h"
+#include "criu/process.h"
+#include "criu/stream.h"
+
+/* ---- pagemap images ---- */
+
+#define ADDRESS_END (1ull << 57)
+
+static struct bytes pagemap_written(uint32_t pages_id, const struct pagemap_run *runs, size_t count)
+{
+    int fd = memfd_create("pagemap", MFD_CLOEXEC);
+    assert_true(fd >= 0);
+    struct pagemap_writer *writer = pagemap_begin(fd, pages_id);
+    assert_non_null(writer);
+    for (size_t i = 0; i < count; i++)
+        pagemap_add(writer, &runs[i]);
+    assert_int_equal(pagemap_finish(writer), 0);
+    struct bytes bytes = {0};
+    off_t length = lseek(fd, 0, SEEK_END);
+    uint8_t *copy = malloc((size_t)length);
+    assert_non_null(copy);
+    assert_int_equal(pread(fd, copy, (size_t)length, 0), length);
+    bytes_add(&bytes, copy, (size_t)length);
+    free(copy);
+    close(fd);
+    return bytes;
+}
+
+static void pagemap_round_trip(void **state)
+{
+    (void)state;
+    uint64_t seed = test_seed();
+    enum { RUNS = 20000 };
+    struct pagemap_run *runs = calloc(RUNS, sizeof(*runs));
+    assert_non_null(runs);
+    uint64_t vaddr = 0;
+    for (size_t i = 0; i < RUNS; i++) {
+        vaddr += (test_random(&seed) % 3) << (12 + test_random(&seed) % 24);
+        runs[i] = (struct pagemap_run){vaddr, 1 + test_random(&seed) % 5000,
+                                       (uint32_t)(test_random(&seed) % 8)};
+        vaddr += runs[i].pages * PAGE_BYTES;
+    }
+    struct bytes bytes = pagemap_written(77, runs, RUNS);
+    struct pagemap_reader reader;
+    struct pagemap_run run;
+    struct error err;
+    uint32_t id;
+    assert_int_equal(pagemap_read_begin(&reader, bytes.at, bytes.length, &id, &err), 0);
+    assert_int_equal(id, 77);
+    for (size_t i = 0; i < RUNS; i++) {
+        assert_int_equal(pagemap_read_next(&reader, &run, &err), 1);
+        assert_true(run.vaddr == runs[i].vaddr && run.pages == runs[i].pages);
+        assert_int_equal(run.flags, runs[i].flags);
+    }
+    assert_int_equal(pagemap_read_next(&reader, &run, &err), 0);
+    assert_int_equal(pagemap_read_next(&reader, &run, &err), 0);
+    bytes_free(&bytes);
+    free(runs);
+}
+
+/* A run of more pages than the old field holds is written as several. */
+static void pagemap_of_a_huge_run(void **state)
+{
+    (void)state;
+    struct pagemap_run huge = {0x10000, (5ull << 32) + 3, PAGEMAP_PRESENT};
+    struct bytes bytes = pagemap_written(1, &huge, 1);
+    struct pagemap_reader reader;
+    struct pagemap_run run;
+    struct error err;
+    uint32_t id;
+    uint64_t next = huge.vaddr, pages = 0;
+    int r;
+    assert_int_equal(pagemap_read_begin(&reader, bytes.at, bytes.length, &id, &err), 0);
+    while ((r = pagemap_read_next(&reader, &run, &err)) > 0) {
+        assert_true(run.vaddr == next && run.pages <= UINT32_MAX);
+        next += run.pages * PAGE_BYTES;
+        pages += run.pages;
+    }
+    assert_int_equal(r, 0);
+    assert_true(pages == huge.pages);
+    bytes_free(&bytes);
+}
+
+static void pagemap_of_nothing(void **state)
+{
+    (void)state;
+    struct bytes bytes = pagemap_written(UINT32_MAX, NULL, 0);
+    struct pagemap_reader reader;
+    struct pagemap_run run;
+    struct error err;
+    uint32_t id;
+    assert_int_equal(pagemap_read_begin(&reader, bytes.at, bytes.length, &id, &err), 0);
+    assert_true(id == UINT32_MAX);
+    assert_int_equal(pagemap_read_next(&reader, &run, &err), 0);
+    bytes_free(&bytes);
+}
+
+static void pagemap_on_a_full_disk(void **state)
+{
+    (void)state;
+    int fd = open("/dev/full", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        test_skip("there is no /dev/full");
+    struct pagemap_writer *writer = pagemap_begin(fd, 1);
+    struct pagemap_run run = {0, 1, PAGEMAP_PRESENT};
+    for (int i = 0; i < 20000; i++, run.vaddr += 2 * PAGE_BYTES)
+        pagemap_add(writer, &run);
+    assert_int_equal(pagemap_finish(writer), -ENOSPC);
+    close(fd);
+}
+
+static void add_varint(struct bytes *bytes, uint64_t value)
+{
+    do {
+        uint8_t byte = (value & 0x7f) | (value > 0x7f ? 0x80 : 0);
+        bytes_add(bytes, &byte, 1);
+        value >>= 7;
+    } while (value);
+}
+
+static void add_field(struct bytes *bytes, unsigned id, uint64_t value)
+{
+    add_varint(bytes, id << 3);
+    add_varint(bytes, value);
+}
+
+static void add_prefixed(struct bytes *bytes, struct bytes *message)
+{
+    uint8_t size[4];
+    put_le32(size, (uint32_t)message->length);
+    bytes_add(bytes, size, 4);
+    bytes_add(bytes, message->at, message->length);
+    bytes_free(message);
+}
+
+/* Fields of an entry; those that are -1 are not there. */
+struct entry {
+    int64_t vaddr, compat, in_parent, flags, pages;
+};
+
+static struct bytes pagemap_by_hand(const struct entry *entries, size_t count)
+{
+    struct bytes bytes = {0}, message = {0};
+    bytes_add(&bytes, "\x19\x43\x56\x54\x25\x40\x08\x56", 8);
+    add_field(&message, 1, 5);
+    add_prefixed(&bytes, &message);
+    for (size_t i = 0; i < count; i++) {
+        const int64_t fields[] = {entries[i].vaddr, entries[i].compat, entries[i].in_parent,
+                                  entries[i].flags, entries[i].pages};
+        for (unsigned f = 0; f < ARRAY_SIZE(fields); f++) {
+            if (fields[f] != -1)
+                add_field(&message, f + 1, (uint64_t)fields[f]);
+        }
+        add_prefixed(&bytes, &message);
+    }
+    return bytes;
+}
+
+/* Reads a whole one from memory of its exact size: the number of runs, or -EPROTO. */
+static int pagemap_read(const struct bytes *bytes, struct pagemap_run *runs)
+{
+    uint8_t *exact = malloc(bytes->length + !bytes->length);
+    assert_non_null(exact);
+    if (bytes->length > 0)
+        memcpy(exact, bytes->at, bytes->length);
+    struct pagemap_reader reader;
+    struct error err = {0};
+    uint32_t id;
+    int n = 0, r = pagemap_read_begin(&reader, exact, bytes->length, &id, &err);
+    while (r == 0 && (r = pagemap_read_next(&reader, &runs[n], &err)) > 0) {
+        n++;
+        r = 0;
+    }
+    free(exact);
+    if (r < 0) {
+        assert_int_equal(r, -EPROTO);
+        assert_int_equal(err.code, FAILURE_CRIU);
+        assert_contains(err.text, "pagemap");
+    }
+    return r < 0 ? r : n;
+}
+
+static void pagemap_forms(void **state)
+{
+    (void)state;
+    static const struct entry entries[] = {
+        {0x1000, 2, -1, 4, -1},               /* 4.1 */
+        {0x3000, 0, -1, 6, 3},                /* 4.2: field 5 */
+        {0x6000, 9, -1, 4, 1},                /* both: field 5 */
+        {0x7000, 1, 1, -1, -1},               /* before flags: in the parent */
+        {0x8000, 1, 0, -1, -1},               /* the same: present */
+        {0x9000, 1, -1, -1, -1},              /* the same */
+        {0x100000000, 0, -1, 4, 0x100000000}, /* 16 TiB */
+    };
+    static const struct pagemap_run expected[] = {
+        {0x1000, 2, PAGEMAP_PRESENT},
+        {0x3000, 3, PAGEMAP_PRESENT | PAGEMAP_LAZY},
+        {0x6000, 1, PAGEMAP_PRESENT},
+        {0x7000, 1, PAGEMAP_PARENT},
+        {0x8000, 1, PAGEMAP_PRESENT},
+        {0x9000, 1, PAGEMAP_PRESENT},
+        {0x100000000, 0x100000000, PAGEMAP_PRESENT},
+    };
+    struct pagemap_run runs[16];
+    struct bytes bytes = pagemap_by_hand(entries, ARRAY_SIZE(entries));
+    assert_int_equal(pagemap_read(&bytes, runs), ARRAY_SIZE(expected));
+    for (size_t i = 0; i < ARRAY_SIZE(expected); i++) {
+        assert_true(runs[i].vaddr == expected[i].vaddr && runs[i].pages == expected[i].pages);
+        assert_int_equal(runs[i].flags, expected[i].flags);
+    }
+    /* cut anywhere it is malformed, but between two entries */
+    int whole = 0;
+    for (size_t cut = 0; cut < bytes.length; cut++) {
+        struct bytes part = {bytes.at, cut, 0};
+        int n = pagemap_read(&part, runs);
+        assert_true(n == -EPROTO || n == whole);
+        whole += n == whole;
+    }
+    assert_int_equal(whole, ARRAY_SIZE(expected));
+    bytes_free(&bytes);
+}
+
+static void pagemap_malformed(void **state)
+{
+    (void)state;
+    static const struct entry bad[][2] = {
+        {{0x1000, 0, -1, 4, -1}, {0x9000, 1, -1, 4, -1}},             /* of no pages */
+        {{0x1000, 1, -1, 4, 0}, {0x9000, 1, -1, 4, -1}},              /* the same, field 5 */
+        {{0x1001, 1, -1, 4, -1}, {0x9000, 1, -1, 4, -1}},             /* not aligned */
+        {{0x1000, 2, -1, 4, -1}, {0x2000, 1, -1, 4, -1}},             /* overlapping */
+        {{0x2000, 1, -1, 4, -1}, {0x1000, 1, -1, 4, -1}},             /* descending */
+        {{0x1000, 1, -1, 4, -1}, {0x1000, 1, -1, 4, -1}},             /* twice */
+        {{0x1000, 1, -1, 4, -1}, {1ll << 57, 1, -1, 4, -1}},          /* beyond the end */
+        {{0x1000, 1, -1, 4, -1}, {(1ll << 57) - 4096, 2, -1, 4, -1}}, /* across the end */
+        {{0x1000, 1, -1, 4, -1}, {0x2000, 0, -1, 4, INT64_MAX}},      /* absurd */
+        {{0x1000, 1, -1, 4, -1}, {0x2000, 0, -1, 4, -2}},             /* 2^64 - 2 */
+        {{0x1000, 1, -1, 4, -1}, {0x2000, 0, -1, 4, 1ll << 52}},      /* overflows in bytes */
+        {{0x1000, 1, -1, 4, -1}, {-4096, 1, -1, 4, -1}},              /* the kernel's */
+        {{0x1000, 1, -1, 4, -1}, {-1, 1, -1, 4, -1}},                 /* a field is missing */
+        {{0x1000, 1, -1, 4, -1}, {0x2000, -1, -1, 4, 1}},             /* the same */
+    };
+    struct pagemap_run runs[4];
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        struct bytes bytes = pagemap_by_hand(bad[i], 2);
+        if (pagemap_read(&bytes, runs) != -EPROTO)
+            fail_msg("malformed pagemap %zu was taken", i);
+        bytes_free(&bytes);
+    }
+    static const struct entry last = {(1ll << 57) - 4096, 1, -1, 4, -1};
+    struct bytes bytes = pagemap_by_hand(&last, 1);
+    assert_int_equal(pagemap_read(&bytes, runs), 1);
+    bytes.at[0] ^= 1; /* another magic */
+    assert_int_equal(pagemap_read(&bytes, runs), -EPROTO);
+    bytes.at[0] ^= 1;
+    bytes.at[7] ^= 1;
+    assert_int_equal(pagemap_read(&bytes, runs), -EPROTO);
+    bytes.at[7] ^= 1;
+    static const uint32_t lengths[] = {129, 1 << 20, INT32_MAX, UINT32_MAX, UINT32_MAX - 3};
+    for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+        put_le32(bytes.at + 14, lengths[i]);
+        assert_int_equal(pagemap_read(&bytes, runs), -EPROTO);
+    }
+    bytes_free(&bytes);
+}
+
+/* ---- the page server's headers ---- */
+
+/* One header in the form of 24 or 32 bytes. */
+static void add_request(struct bytes *bytes, unsigned form, uint16_t command, uint16_t flags,
+                        uint64_t pages, uint64_t vaddr, uint64_t object)
+{
+    uint8_t header[32] = {0};
+    unsigned at = form == 32 ? 16 : 8;
+    put_le32(header, command | (uint32_t)flags << 16);
+    if (form == 32)
+        put_le64(header + 8, pages);
+    else
+        put_le32(header + 4, (uint32_t)pages);
+    put_le64(header + at, vaddr);
+    put_le64(header + at + 8, object);
+    bytes_add(bytes, header, form);
+}
+
+enum { OBJECT_TASK_7 = 7 << 8 | 1, OBJECT_SHARED_9 = 9 << 8 | 2 };
+
+static void page_server_forms(void **state)
+{
+    (void)state;
+    for (unsigned bytes_each = 24; bytes_each <= 32; bytes_each += 8) {
+        for (int first = PAGE_SERVER_OPEN; first <= PAGE_SERVER_PARENT; first++) {
+            struct bytes bytes = {0};
+            add_request(&bytes, bytes_each, (uint16_t)first, 0, 0, 0, OBJECT_TASK_7);
+            add_request(&bytes, bytes_each, PAGE_SERVER_ADD, PAGEMAP_PRESENT | PAGEMAP_LAZY, 3,
+                        0x7fff00001000, OBJECT_SHARED_9);
+            add_request(&bytes, bytes_each, PAGE_SERVER_CLOSE, 0, 0, 0, 0);
+            unsigned form = 0;
+            size_t at = 0;
+            struct page_server_request requests[3];
+            struct error err;
+            for (unsigned i = 0; i < 3; i++) {
+                /* one byte more at a time, in memory of exactly that size */
+                int n = 0;
+                for (size_t length = 0; n == 0; length++) {
+                    uint8_t *exact = malloc(length + 1);
+                    assert_non_null(exact);
+                    memcpy(exact, bytes.at + at, length);
+                    n = page_server_parse(&form, exact, length, &requests[i], &err);
+                    free(exact);
+                    assert_true(n == 0 || (size_t)n == length);
+                    assert_true(at + length <= bytes.length);
+                }
+                assert_int_equal(n, bytes_each);
+                at += (size_t)n;
+            }
+            assert_int_equal(requests[0].command, first);
+            assert_int_equal(requests[0].kind, PAGE_SERVER_TASK);
+            assert_true(requests[0].id == 7);
+            assert_int_equal(requests[1].command, PAGE_SERVER_ADD);
+            assert_int_equal(requests[1].flags, PAGEMAP_PRESENT | PAGEMAP_LAZY);
+            assert_true(requests[1].pages == 3 && requests[1].vaddr == 0x7fff00001000);
+            assert_int_equal(requests[1].kind, PAGE_SERVER_SHARED);
+            assert_true(requests[1].id == 9);
+            assert_int_equal(requests[2].command, PAGE_SERVER_CLOSE);
+            bytes_free(&bytes);
+        }
+    }
+}
+
+static void page_server_absurd(void **state)
+{
+    (void)state;
+    static const struct {
+        uint16_t command;
+        uint64_t pages, vaddr, object;
+        int taken; /* in the long form */
+    } cases[] = {
+        {PAGE_SERVER_ADD, 1, 0, OBJECT_TASK_7, 32},
+        {PAGE_SERVER_ADD, 1, ADDRESS_END - 4096, OBJECT_TASK_7, 32},
+        {PAGE_SERVER_ADD, 0, 0x1000, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, 1, 0x1001, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, UINT64_MAX, 0x1000, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, 1ull << 52, 0x1000, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, (1ull << 52) + 1, 0x1000, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, 2, ADDRESS_END - 4096, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, 1, ADDRESS_END, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, 1, 0 - 4096ull, OBJECT_TASK_7, -EPROTO},
+        {PAGE_SERVER_ADD, 1, 0x1000, 7 << 8, -EPROTO},
+        {PAGE_SERVER_ADD, 1, 0x1000, 7 << 8 | 3, -EPROTO},
+        {PAGE_SERVER_OPEN, 0, 0, 7 << 8 | 255, -EPROTO},
+        {PAGE_SERVER_FORCE_CLOSE, 0, 0, 0, 32},
+        {0, 0, 0, OBJECT_TASK_7, -EPROTO},
+        {1, 0, 0, OBJECT_TASK_7, -EPROTO},
+        {7, 0, 0, OBJECT_TASK_7, -EPROTO},
+        {UINT16_MAX, 0, 0, OBJECT_TASK_7, -EPROTO},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct bytes bytes = {0};
+        struct page_server_request request;
+        struct error err = {0};
+        unsigned form = 32;
+        add_request(&bytes, 32, cases[i].command, 0, cases[i].pages, cases[i].vaddr,
+                    cases[i].object);
+        if (page_server_parse(&form, bytes.at, bytes.length, &request, &err) != cases[i].taken)
+            fail_msg("page-server case %zu", i);
+        if (cases[i].taken < 0) {
+            assert_int_equal(err.code, FAILURE_CRIU);
+            assert_contains(err.text, "page-server");
+        }
+        bytes_free(&bytes);
+    }
+    /* the short form's count has 32 bits */
+    struct bytes bytes = {0};
+    struct page_server_request request;
+    struct error err;
+    unsigned form = 24;
+    add_request(&bytes, 24, PAGE_SERVER_ADD, PAGEMAP_PRESENT, UINT32_MAX, 0x1000, OBJECT_TASK_7);
+    assert_int_equal(page_server_parse(&form, bytes.at, bytes.length, &request, &err), 24);
+    assert_true(request.pages == UINT32_MAX);
+    bytes_free(&bytes);
+}
+
+/* ---- the requests of --stream ---- */
+
+static void add_stream_request(struct bytes *bytes, const char *name)
+{
+    uint8_t packed[8192], size[4];
+    Godwit__Pb__CriuStreamRequest request = GODWIT__PB__CRIU_STREAM_REQUEST__INIT;
+    request.filename = (char *)name;
+    assert_true(strlen(name) < sizeof(packed) - 16);
+    size_t length = godwit__pb__criu_stream_request__pack(&request, packed);
+    put_le32(size, (uint32_t)length);
+    bytes_add(bytes, size, 4);
+    bytes_add(bytes, packed, length);
+}
+
+static void stream_requests(void **state)
+{
+    (void)state;
+    char longest[256];
+    memset(longest, 'n', 255);
+    longest[255] = '\0';
+    const char *const names[] = {"inventory.img", "a", longest, "pages-1.img"};
+    for (size_t step = 1; step < 600; step = 2 * step + 1) {
+        struct stream_parser parser = {0};
+        struct bytes bytes = {0};
+        for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+            add_stream_request(&bytes, names[i]);
+            bytes_add(&bytes, "", 1); /* the byte that carries the pipe */
+        }
+        size_t at = 0, found = 0;
+        while (at < bytes.length) {
+            size_t want = stream_want(&parser);
+            assert_true(want > 0 && want <= bytes.length - at); /* never beyond the request */
+            size_t take = MIN(want, step);
+            if (parser.want_pipe) {
+                assert_int_equal(want, 1);
+                parser.want_pipe = false;
+                at++;
+                continue;
+            }
+            _cleanup_free_ char *name = NULL;
+            struct error err;
+            int r = stream_take(&parser, bytes.at + at, take, &name, &err);
+            at += take;
+            assert_true(r >= 0);
+            if (r == 0)
+                continue;
+            assert_string_equal(name, names[found++]);
+            parser.want_pipe = true;
+        }
+        assert_int_equal(found, ARRAY_SIZE(names));
+        bytes_free(&bytes);
+    }
+}
+
+static int stream_take_all(const struct bytes *bytes, struct error *err)
+{
+    struct stream_parser parser = {0};
+    _cleanup_free_ char *name = NULL;
+    int r = 0;
+    for (size_t at = 0; r == 0 && at < bytes->length;) {
+        size_t take = MIN(stream_want(&parser), bytes->length - at);
+        r = stream_take(&parser, bytes->at + at, take, &name, err);
+        at += take;
+    }
+    return r;
+}
+
+static void stream_malformed(void **state)
+{
+    (void)state;
+    static const uint32_t lengths[] = {0, STREAM_REQUEST_MAX + 1, INT32_MAX, UINT32_MAX};
+    struct error err;
+    for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+        uint8_t size[4];
+        struct bytes bytes = {0};
+        put_le32(size, lengths[i]);
+        bytes_add(&bytes, size, 4);
+        assert_int_equal(stream_take_all(&bytes, &err), -EPROTO);
+        assert_int_equal(err.code, FAILURE_CRIU);
+        bytes_free(&bytes);
+    }
+    static const char *const bad[] = {"\x0b", "\x12\x01x", "\x0a\x05x", "\x08\x01", "\xff"};
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        uint8_t size[4];
+        struct bytes bytes = {0};
+        put_le32(size, (uint32_t)strlen(bad[i]));
+        bytes_add(&bytes, size, 4);
+        bytes_add(&bytes, bad[i], strlen(bad[i]));
+        assert_int_equal(stream_take_all(&bytes, &err), -EPROTO);
+        bytes_free(&bytes);
+    }
+    char longest[STREAM_REQUEST_MAX - 2];
+    memset(longest, 'x', sizeof(longest));
+    longest[sizeof(longest) - 1] = '\0';
+    struct bytes bytes = {0};
+    add_stream_request(&bytes, longest); /* as long as a request may be */
+    assert_int_equal(bytes.length, 4 + STREAM_REQUEST_MAX);
+    assert_int_equal(stream_take_all(&bytes, &err), 1);
+    bytes_free(&bytes);
+}
+
+static void stream_replies(void **state)
+{
+    (void)state;
+    uint8_t reply[STREAM_REPLY_BYTES];
+    stream_reply(true, reply);
+    assert_memory_equal(reply, "\2\0\0\0\x08\1", 6);
+    stream_reply(false, reply);
+    assert_memory_equal(reply, "\2\0\0\0\x08\0", 6);
+}
+
+static void send_fds(int socket, const int *fds, size_t count)
+{
+    union {
+        char bytes[CMSG_SPACE(8 * sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct iovec iov = {(char *)"x", 1};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (count > 0) {
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(count * sizeof(int));
+        memcpy(CMSG_DATA(c), fds, count * sizeof(int));
+    }
+    assert_int_equal(sendmsg(socket, &message, 0), 1);
+}
+
+static void stream_descriptors(void **state)
+{
+    (void)state;
+    int fds[2], passed, one[8];
+    char buf[8];
+    socket_pair(fds);
+    assert_int_equal(stream_receive(fds[0], buf, 1, &passed), -EAGAIN);
+    for (size_t i = 0; i < ARRAY_SIZE(one); i++)
+        one[i] = STDERR_FILENO;
+    send_fds(fds[1], one, 0);
+    assert_int_equal(stream_receive(fds[0], buf, 1, &passed), 1);
+    assert_int_equal(passed, -EBADF);
+    send_fds(fds[1], one, 1);
+    assert_int_equal(stream_receive(fds[0], buf, 1, &passed), 1);
+    assert_true(passed >= 0);
+    assert_true(fcntl(passed, F_GETFD) & FD_CLOEXEC);
+    close(passed);
+    /* however many come, none is left open behind the caller's back */
+    int before = dup(STDERR_FILENO);
+    close(before);
+    for (size_t count = 2; count <= ARRAY_SIZE(one); count++) {
+        send_fds(fds[1], one, count);
+        assert_int_equal(stream_receive(fds[0], buf, 1, &passed), 1);
+        close_fd(passed);
+    }
+    int after = dup(STDERR_FILENO);
+    close(after);
+    assert_int_equal(after, before);
+    close(fds[1]);
+    assert_int_equal(stream_receive(fds[0], buf, 1, &passed), 0);
+    close(fds[0]);
+}
+
+/* ---- what may be passed on to criu ---- */
+
+static int check_words(struct error *err, const char *first, const char *second)
+{
+    char *args[] = {(char *)first, (char *)second, NULL};
+    *err = (struct error){0};
+    return criu_check_options(args, err);
+}
+
+static void options_of_criu(void **state)
+{
+    (void)state;
+    struct error err;
+    static const char *const owned[] = {
+        "-t",
+        "-t5",
+        "-D",
+        "-D/tmp",
+        "-W",
+        "-o",
+        "-ofile",
+        "-R",
+        "-s",
+        "-d",
+        "-jt",
+        "-jR",
+        "-Sd",
+        "--tree",
+        "--tree=5",
+        "--tre",
+        "--images-dir",
+        "--images-dir=/x",
+        "--imag",
+        "--work-dir",
+        "--log-file",
+        "--log-file=x",
+        "--leave-running",
+        "--leave-s",
+        "--leave-stopped",
+        "--restore-detached",
+        "--pidfile",
+        "--pidfile=x",
+        "--pidf",
+        "--page-server",
+        "--page-s",
+        "--ps-socket",
+        "--ps-socket=3",
+        "--address",
+        "--port",
+        "--port=1",
+        "--stream",
+        "--str",
+        "--lazy-pages",
+        "--prev-images-dir",
+        "--track-mem",
+        "--auto-dedup",
+        "--remote",
+        "--r",
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(owned); i++) {
+        if (check_words(&err, owned[i], NULL) != -1)
+            fail_msg("%s was let through", owned[i]);
+        assert_int_equal(err.code, FAILURE_USAGE);
+        assert_contains(err.text, owned[i]);
+        assert_int_equal(check_words(&err, "--shell-job", owned[i]), -1);
+    }
+    static const char *const others[] = {
+        "--shell-job",
+        "-j",
+        "--tcp-established",
+        "--ext-unix-sk",
+        "--file-locks",
+        "-l",
+        "-v4",
+        "-vvvv",
+        "--external=x[1]:y",
+        "--ghost-limit=64M",
+        "--manage-cgroups",
+        "-L/usr/lib",
+        "-rd",
+        "-Jmnt[t]:x",
+        "-Mt",
+        "--tcp-close",
+        "--root=/d",
+        "--timeout=9",
+        "5",
+        "t",
+        "--skip-in-flight",
+        "",
+        "-",
+        "--action-script=/bin/true",
+        "--link-remap",
+        "--log-pid",
+        "--libdir=/x",
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+        if (check_words(&err, others[i], NULL) != 0)
+            fail_msg("%s was refused: %s", others[i], err.text);
+    }
+    assert_int_equal(check_words(&err, NULL, NULL), 0);
+}
+
+static void argument_lists(void **state)
+{
+    (void)state;
+    struct criu_args args = {0};
+    char *more[] = {(char *)"x", (char *)"y z", NULL};
+    criu_args_add(&args, "criu");
+    criu_args_add(&args, "--port=%d", 5);
+    criu_args_add_all(&args, more);
+    assert_int_equal(args.count, 4);
+    assert_string_equal(args.list[1], "--port=5");
+    assert_string_equal(args.list[3], "y z");
+    assert_null(args.list[4]);
+    criu_args_free(&args);
+    assert_null(args.list);
+}
+
+static void exit_statuses(void **state)
+{
+    (void)state;
+    assert_int_equal(criu_exit_status(0), 0);
+    assert_int_equal(criu_exit_status(7 << 8), 7);
+    assert_int_equal(criu_exit_status(9), 137);
+}
+
+static void first_error_of_a_log(void **state)
+{
+    (void)state;
+    static const char text[] = "(00.001) Version: 4.1\n"
+                               "(00.002) Error (criu/x.c:1): RLIMIT_NOFILE for self\n"
+                               "(00.003) Warn  (criu/y.c:2): hm\n"
+                               "(00.004) Error (criu/z.c:3): it broke\n"
+                               "(00.005) Error (criu/z.c:4): and more\n";
+    char *directory = directory_make(), path[256], line[64];
+    snprintf(path, sizeof(path), "%s/log", directory);
+    assert_false(criu_first_error(path, line, sizeof(line)));
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(write_all(fd, text, sizeof(text) - 1), 0);
+    close(fd);
+    assert_true(criu_first_error(path, line, sizeof(line)));
+    assert_string_equal(line, "Error (criu/z.c:3): it broke");
+    assert_true(criu_first_error(path, line, 8));
+    assert_string_equal(line, "Error (");
+    directory_remove(directory);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(pagemap_round_trip), cmocka_unit_test(pagemap_of_a_huge_run),
+        cmocka_unit_test(pagemap_of_nothing), cmocka_unit_test(pagemap_on_a_full_disk),
+        cmocka_unit_test(pagemap_forms),      cmocka_unit_test(pagemap_malformed),
+        cmocka_unit_test(page_server_forms),  cmocka_unit_test(page_server_absurd),
+        cmocka_unit_test(stream_requests),    cmocka_unit_test(stream_malformed),
+        cmocka_unit_test(stream_replies),     cmocka_unit_test(stream_descriptors),
+        cmocka_unit_test(options_of_criu),    cmocka_unit_test(argument_lists),
+        cmocka_unit_test(exit_statuses),      cmocka_unit_test(first_error_of_a_log),
+    };
+    return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
+}
