@@ -45,9 +45,12 @@ static int arena_grow(struct arena *arena, uint64_t need)
         return r;
     /* The length first, because tmpfs looks at it when it chooses the size of a page; then the
      * memory itself, because whoever touches a page that cannot be had is killed. */
-    if (ftruncate(arena->fd, (off_t)room) < 0 ||
-        fallocate(arena->fd, 0, (off_t)arena->room, (off_t)(room - arena->room)) < 0) {
-        r = -errno;
+    r = ftruncate(arena->fd, (off_t)room) < 0 ? -errno : 0;
+    while (r == 0 && fallocate(arena->fd, 0, (off_t)arena->room, (off_t)(room - arena->room)) < 0) {
+        if (errno != EINTR)
+            r = -errno;
+    }
+    if (r < 0) {
         if (ftruncate(arena->fd, (off_t)arena->room) < 0)
             r = -errno;
         budget_refund(arena->budget, room - arena->room);

@@ -236,6 +236,8 @@ static int move_range(struct arena *from, uint64_t at, struct arena *to, uint64_
         off_t in = (off_t)at, out = (off_t)offset;
         for (uint64_t left = step; left > 0;) {
             ssize_t n = copy_file_range(from->fd, &in, to->fd, &out, left, 0);
+            if (n < 0 && errno == EINTR)
+                continue;
             if (n <= 0)
                 return n < 0 ? -errno : -EIO;
             left -= (uint64_t)n;

@@ -220,13 +220,14 @@ struct snapshot *snapshot_create(struct store *store, const char *id, struct err
 static int snapshot_write_about(const struct snapshot *snapshot)
 {
     char text[8192 + 1024];
-    int n = snprintf(text, sizeof(text),
-                     "state=%s\nfallback=%s\nkept=%d\npid=%u\nnonce=%llu\nbytes=%llu\nimages=%"
-                     "u\nhost=%s\ncommand=%s\n",
-                     snapshot_state_name(snapshot->state), snapshot_state_name(snapshot->fallback),
-                     snapshot->kept, snapshot->pid, (unsigned long long)snapshot->nonce,
-                     (unsigned long long)snapshot->bytes, snapshot->images, snapshot->host,
-                     snapshot->command);
+    int n = snprintf(
+        text, sizeof(text),
+        "state=%s\nfallback=%s\nkept=%d\npid=%u\nnonce=%llu\ncharge=%llu\nbytes=%llu\nimages=%"
+        "u\nhost=%s\ncommand=%s\n",
+        snapshot_state_name(snapshot->state), snapshot_state_name(snapshot->fallback),
+        snapshot->kept, snapshot->pid, (unsigned long long)snapshot->nonce,
+        (unsigned long long)snapshot->charge, (unsigned long long)snapshot->bytes, snapshot->images,
+        snapshot->host, snapshot->command);
     if (n >= (int)sizeof(text))
         return -EMSGSIZE;
     _cleanup_close_ int fd =
@@ -306,6 +307,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         snapshot->pid = (uint32_t)number;
     else if (strcmp(line, "nonce") == 0)
         snapshot->nonce = number;
+    else if (strcmp(line, "charge") == 0)
+        snapshot->charge = number;
     else if (strcmp(line, "bytes") == 0)
         snapshot->bytes = number;
     else if (strcmp(line, "images") == 0)
@@ -351,7 +354,7 @@ static int store_load_one(struct store *store, const char *id)
         return r;
     }
     /* Over the limit or not, what is here is here. */
-    snapshot->charge = snapshot->bytes;
+    snapshot->charge = MAX(snapshot->charge, snapshot->bytes);
     store->budget.used += snapshot->charge;
     store_add(store, snapshot);
     return 0;

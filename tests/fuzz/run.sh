@@ -22,22 +22,24 @@ fi
 ninja -C "$build" "${targets[@]/#/tests/fuzz/fuzz_}"
 
 mkdir -p "$build/findings"
-status=0
-for target in "${targets[@]}"; do
-    corpus=$build/corpus/$target
+
+fuzz() {
+    local target=$1 corpus=$build/corpus/$1 log=$build/fuzz_$1.log
     mkdir -p "$corpus"
-    echo "== fuzz_$target, $seconds s"
-    log=$build/fuzz_$target.log
     # Leaks are looked for; undefined behaviour ends the program like any other finding.
     if UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
         "$build/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 \
         -max_len=20000 -print_final_stats=1 -artifact_prefix="$build/findings/$target-" \
         "$corpus" "$here/seeds/fuzz_$target" >"$log" 2>&1; then
-        grep -E 'stat::number_of_executed_units|stat::average_exec_per_sec' "$log" || true
+        echo "fuzz_$target: $(grep -Eo 'number_of_executed_units: *[0-9]+' "$log" | tr -s ' ')"
     else
-        status=1
         tail -n 60 "$log"
         echo "fuzz_$target: a finding: see $build/findings and $log" >&2
+        return 1
     fi
-done
-exit "$status"
+}
+export -f fuzz
+export build here seconds
+
+echo "== ${#targets[@]} fuzzers, $seconds s each, as many at a time as there are processors"
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I '{}' bash -c 'fuzz {}'
