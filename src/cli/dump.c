@@ -60,6 +60,8 @@ struct dump_run {
     int proxy_fds[4]; /* enum dump_fd */
 };
 
+enum { PAGES_ROOM = 2 << 20 }; /* bytes in criu's page-server connection */
+
 /* ---- preparing ---- */
 
 /*
@@ -84,6 +86,9 @@ static int open_pages_and_lifeline(struct dump_run *run)
         return -errno;
     run->proxy_fds[DUMP_FD_PAGES] = pair[0];
     run->pages_fd = pair[1];
+    /* Room for what criu splices in while the proxy is at the network: fewer and longer turns. */
+    int room = PAGES_ROOM;
+    setsockopt(run->pages_fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
     if (pipe2(pair, O_CLOEXEC) < 0)
         return -errno;
     run->proxy_fds[DUMP_FD_LIFELINE] = pair[0];

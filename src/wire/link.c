@@ -14,8 +14,9 @@
 enum {
     RX_LOOK_AHEAD = 4096, /* read beyond what is needed now */
     RX_BYTES = WIRE_CONTROL_MAX + WIRE_HEADER_BYTES + RX_LOOK_AHEAD,
-    QUEUE_MAX = 8 << 20,  /* control bytes waiting to leave */
-    TURN_BYTES = 8 << 20, /* per event, then others' turn */
+    QUEUE_MAX = 8 << 20,   /* control bytes waiting to leave */
+    LOW_WATER = 256 << 10, /* worth to be woken for, in the midst of data */
+    TURN_BYTES = 8 << 20,  /* per event, then others' turn */
 };
 
 enum link_state {
@@ -48,7 +49,8 @@ struct link {
     uint8_t header[WIRE_HEADER_BYTES];
     struct frame frame; /* the same, taken apart */
     uint32_t frame_done;
-    void *place; /* where the next data goes, asked for once per piece; length 0: to be asked */
+    int low_water; /* SO_RCVLOWAT as it is set; 0: as the kernel has it */
+    void *place;   /* where the next data goes, asked for once per piece; length 0: to be asked */
     size_t place_length;
 
     /* sending: the batch in flight, then the queue, then the next source */
@@ -560,6 +562,23 @@ static ssize_t link_step(struct link *link, struct error *err)
     return n;
 }
 
+/*
+ * Says how much has to come before it is worth to be woken: while the rest of a data frame is still
+ * to come, that or a good part of it; else anything.  Wakes cost both ends more than the bytes do.
+ */
+static void link_set_low_water(struct link *link)
+{
+    int bytes = 1;
+    if (link->in_payload && frame_is_bulk(link->frame.type))
+        bytes = (int)MIN(link->frame.length - link->frame_done, LOW_WATER);
+    if (bytes < 1)
+        bytes = 1;
+    if (bytes == link->low_water)
+        return;
+    link->low_water = bytes;
+    setsockopt(link->fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof(bytes));
+}
+
 static void link_receive(struct link *link)
 {
     for (size_t received = 0; link->state != LINK_DOWN;) {
@@ -586,6 +605,8 @@ static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
     struct link *link = user;
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
         link_receive(link);
+    if (link->state != LINK_DOWN)
+        link_set_low_water(link);
     if (link->state != LINK_DOWN)
         link_flush(link);
     return 0;
