@@ -133,7 +133,7 @@ int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, bool laz
     if (vaddr % PAGE_BYTES || pages == 0 || vaddr >= VADDR_END ||
         pages > (VADDR_END - vaddr) / PAGE_BYTES)
         return -EINVAL;
-    int r;
+    int r = 0;
     struct chunk *chunk = shadow_chunk(shadow, vaddr, &r);
     if (!chunk)
         return r;
