@@ -94,7 +94,10 @@ int session_find_hook(char *buf, size_t size, struct error *err)
         if (access(buf, X_OK) == 0)
             return 0;
     }
-    snprintf(buf, size, "%s", GODWIT_LIBEXECDIR "/godwit-hook");
+    static const char installed[] = GODWIT_LIBEXECDIR "/godwit-hook";
+    if (sizeof(installed) > size)
+        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "%s", installed);
+    memcpy(buf, installed, sizeof(installed));
     if (access(buf, X_OK) == 0)
         return 0;
     return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", buf);

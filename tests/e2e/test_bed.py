@@ -291,9 +291,10 @@ def seconds_for(sender, receiver, size):
 def test_slow(bed, hosts):
     a, b = hosts
     bed.slow(a, "16mbit")
-    assert 0.7 < seconds_for(a, b, 2_000_000) < 5
+    slowed = seconds_for(a, b, 2_000_000)
+    assert slowed > 0.7  # a second's worth; less what the bucket lets through at once
     bed.slow(a)
-    assert seconds_for(a, b, 2_000_000) < 0.7
+    assert min(seconds_for(a, b, 2_000_000) for _ in range(3)) < slowed / 2
 
 
 def machine_state():
