@@ -34,7 +34,10 @@
 #define GRACE_USEC (500 * USEC_PER_MSEC)
 #define GRACE_GOOD_EXIT_USEC (2 * USEC_PER_SEC)
 
-enum { DUMPS_MAX = 200 };
+enum {
+    DUMPS_MAX = 200,
+    ANSWER_SILENCES = 3, /* a tunnel on the way may hold what this host sees as delivered */
+};
 
 enum dump_state {
     DUMP_WAIT_LINK,
@@ -736,11 +739,12 @@ static void dump_check_answer(struct dump *dump)
     else if (dump->unanswered_since == 0)
         dump->unanswered_since = now;
     if (dump->unanswered_since == 0 ||
-        now - dump->unanswered_since <= proxy->daemon.options->silence_usec)
+        now - dump->unanswered_since <= ANSWER_SILENCES * proxy->daemon.options->silence_usec)
         return;
     struct error err;
     error_set(&err, FAILURE_PEER, "the image-cache has not answered for %g s",
-              (double)proxy->daemon.options->silence_usec / (double)USEC_PER_SEC);
+              (double)(ANSWER_SILENCES * proxy->daemon.options->silence_usec) /
+                  (double)USEC_PER_SEC);
     dump->unanswered_since = 0;
     link_goodbye(proxy->link, &err);
 }
