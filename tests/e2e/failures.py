@@ -262,7 +262,7 @@ class Lane:
     def _daemon(self, host, *args):
         log = open(host.path(f"/tmp/{args[0]}.log"), "ab")
         with log:
-            p = host.popen([self.godwit, *args, "--insecure", "-v", "-W", WORKDIR, "--timeout", str(LINK_TIMEOUT)],
+            p = host.popen([self.godwit, args[0], "--insecure", "-v", "-W", WORKDIR, "--timeout", str(LINK_TIMEOUT), *args[1:]],
                            env=self.env, stdout=log, stderr=log)
         return p
 
@@ -275,11 +275,11 @@ class Lane:
         if self.cache.poll() is not None:
             raise Broken(f"the image-cache does not start: {self.log('cache')}")
 
-    def start_proxy(self):
+    def start_proxy(self, *options):
         sock = self.a.path(f"{WORKDIR}/proxy.sock")
         if sock.exists():
             sock.unlink()
-        self.proxy = self._daemon(self.a, "image-proxy", "--address", "127.0.0.1", "--port", str(PORT))
+        self.proxy = self._daemon(self.a, "image-proxy", "--address", "127.0.0.1", "--port", str(PORT), *options)
         testbed.wait_for(lambda: sock.exists() or self.proxy.poll() is not None, 10, "the proxy to start")
         if self.proxy.poll() is not None:
             raise Broken(f"the image-proxy does not start: {self.log('proxy')}")
