@@ -289,7 +289,13 @@ class Host(_Node):
     def fds(self, pid):
         """What the process has open: {fd: what /proc says it is}."""
         d = self._proc(pid, "fd")
-        return {int(n): os.readlink(d / n) for n in os.listdir(d)}
+        found = {}
+        for n in os.listdir(d):
+            try:
+                found[int(n)] = os.readlink(d / n)
+            except FileNotFoundError:
+                pass  # closed since it was listed
+        return found
 
     # ---- files ----
 
