@@ -855,7 +855,9 @@ def lie_case(when, name, lie, code):
 @pytest.mark.parametrize("when", WHEN)
 def test_lies_to_the_proxy(lanes, when):
     """A cache that breaks the protocol costs the dump, never the process."""
-    lanes.run([lie_case(when, *lie) for lie in LIES_TO_PROXY])
+    # An early acknowledgement is a lie only if it is read before the end has left, which pages in flight do not promise.
+    lies = [lie for lie in LIES_TO_PROXY if (when, lie[0]) != ("PAGES", "ack")]
+    lanes.run([lie_case(when, *lie) for lie in lies])
 
 
 # With the session and the verdict's nonce.
