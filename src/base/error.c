@@ -25,8 +25,7 @@ int error_set_errno(struct error *err, enum failure code, int error_number, cons
         err->code = code;
         vsnprintf(err->text, sizeof(err->text), format, ap);
         va_end(ap);
-        size_t used = strlen(err->text);
-        snprintf(err->text + used, sizeof(err->text) - used, ": %s", strerror(abs(error_number)));
+        error_append(err, ": %s", strerror(abs(error_number)));
     }
     return -1;
 }
@@ -40,8 +39,19 @@ int error_prefix(struct error *err, const char *format, ...)
         va_start(ap, format);
         vsnprintf(err->text, sizeof(err->text), format, ap);
         va_end(ap);
+        error_append(err, ": %s", old);
+    }
+    return -1;
+}
+
+int error_append(struct error *err, const char *format, ...)
+{
+    if (err) {
         size_t used = strlen(err->text);
-        snprintf(err->text + used, sizeof(err->text) - used, ": %s", old);
+        va_list ap;
+        va_start(ap, format);
+        vsnprintf(err->text + used, sizeof(err->text) - used, format, ap);
+        va_end(ap);
     }
     return -1;
 }

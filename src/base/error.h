@@ -39,5 +39,8 @@ int error_set_errno(struct error *err, enum failure code, int error_number, cons
 /* Puts "prefix: " in front of the text, cutting the end if it does not fit.  Returns -1. */
 int error_prefix(struct error *err, const char *format, ...) _printf_(2, 3);
 
+/* Puts more behind the text, cutting the end if it does not fit.  Returns -1. */
+int error_append(struct error *err, const char *format, ...) _printf_(2, 3);
+
 /* A number that came from a peer as a failure code; unknown ones are the peer's failure. */
 enum failure failure_from_wire(uint32_t code);

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -16,6 +15,7 @@
 #include "cli/plain.h"
 #include "cli/session.h"
 #include "criu/process.h"
+#include "task/task.h"
 #include "wire/message.h"
 
 struct values {
@@ -187,16 +187,6 @@ static bool give_up(void *user, bool by_user)
     return true;
 }
 
-static void append(struct error *err, const char *format, ...) _printf_(2, 3);
-static void append(struct error *err, const char *format, ...)
-{
-    size_t used = strlen(err->text);
-    va_list ap;
-    va_start(ap, format);
-    vsnprintf(err->text + used, sizeof(err->text) - used, format, ap);
-    va_end(ap);
-}
-
 /* Says what the failure means for the process, which is asked itself. */
 static void explain(const struct dump_run *run, int criu_status, struct error *err)
 {
@@ -205,15 +195,16 @@ static void explain(const struct dump_run *run, int criu_status, struct error *e
     if (err->code == FAILURE_CRIU && criu_status != 0)
         session_criu_error(&run->session, "criu dump", criu_status, err);
     struct pollfd process = {.fd = run->process_fd, .events = POLLIN};
-    bool ended = poll(&process, 1, 0) > 0 || process_is_dying((pid_t)pid);
+    bool ended = poll(&process, 1, 0) > 0 || task_is_dying((pid_t)pid);
     if (!ended) {
-        append(err, "; process %u runs on", pid);
-    } else if (err->code == FAILURE_PEER) {
+        error_append(err, "; process %u runs on", pid);
+    } else if (err->code == FAILURE_PEER || err->code == FAILURE_SYSTEM) {
         err->code = FAILURE_DOUBT;
-        append(err,
-               "; process %u has ended here and its snapshot %s is complete on the other host: if "
-               "that does not show it as ready, godwit restore --remote --snapshot %s --take-over",
-               pid, run->id, run->id);
+        error_append(
+            err,
+            "; process %u has ended here and its snapshot %s is complete on the other host: if "
+            "that does not show it as ready, godwit restore --remote --snapshot %s --take-over",
+            pid, run->id, run->id);
     }
 }
 

@@ -190,8 +190,7 @@ static int run_criu(struct restore_run *run, struct error *err)
         char advice[sizeof(err->text)];
         snprintf(advice, sizeof(advice), "%s", err->text);
         session_criu_error(&run->session, "criu restore", watch.status, err);
-        size_t used = strlen(err->text);
-        snprintf(err->text + used, sizeof(err->text) - used, "; %s", advice);
+        error_append(err, "; %s", advice);
     }
     return r;
 }

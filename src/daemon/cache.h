@@ -72,5 +72,7 @@ void serve_open(struct cache *cache, int fd);
 bool serve_hook(struct cache *cache, struct client *client, const struct hook_ask *ask);
 bool serves_snapshot_ready(struct cache *cache, struct snapshot *snapshot);
 void serves_snapshot_lost(struct cache *cache);
+/* Whether a criu that lives has it. */
+bool serves_hold(const struct cache *cache, const struct snapshot *snapshot);
 void serves_snapshot_forgotten(struct cache *cache, const struct snapshot *snapshot);
 void serves_free(struct cache *cache);

@@ -108,7 +108,10 @@ static int claim_check(const struct claim *claim, const struct snapshot *snapsho
         return error_set(err, FAILURE_BUSY, "snapshot %s: is being restored already", snapshot->id);
     case SNAPSHOT_STARTED:
     case SNAPSHOT_DOUBT:
-        if (claim->take_over && !claim_holds(claim->cache, snapshot))
+        if (claim_holds(claim->cache, snapshot) || serves_hold(claim->cache, snapshot))
+            return error_set(err, FAILURE_BUSY, "snapshot %s: a restore of it is at work",
+                             snapshot->id);
+        if (claim->take_over)
             return 1;
         doubt_error(snapshot, err);
         return -1;

@@ -89,15 +89,5 @@ int client_hook(struct client *client, uint32_t kind, const char *text);
  */
 int workdir_open(const char *path, bool create);
 
-/* The process of a pidfd, or 0 where it cannot be seen (another pid namespace) or has gone. */
-pid_t process_of_pidfd(int pidfd);
-
 /* accept4() for a loop: a non-blocking socket, or -1. */
 int daemon_accept(int fd);
-
-/* Whether a process has been killed and has not gone yet: SIGKILL waits for it, or it is exiting.
- */
-bool process_is_dying(pid_t pid);
-
-/* The parent of a process, or 0. */
-pid_t process_parent(pid_t pid);

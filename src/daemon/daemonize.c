@@ -11,8 +11,11 @@
 static void wait_for_daemon(int fd, pid_t pid)
 {
     char byte;
-    if (read_all(fd, &byte, 1) == 0)
+    if (read_all(fd, &byte, 1) == 0) {
+        /* Ready, and nothing of this start is left in it: the other end closes. */
+        read_all(fd, &byte, 1);
         _exit(0);
+    }
     int status = 0;
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;

@@ -29,6 +29,7 @@
 #include "criu/stream.h"
 #include "daemon/proxy.h"
 #include "migrate/sender.h"
+#include "task/task.h"
 
 /* How long after criu's end the process may show no sign of being killed, and still be. */
 #define GRACE_USEC (500 * USEC_PER_MSEC)
@@ -206,7 +207,6 @@ static void dump_decide(struct dump *dump, bool commit, const char *text)
     }
 }
 
-/* Looks at what is known of criu and of the process, and decides when it is enough. */
 /*
  * Whether the process demonstrably runs on.  Tearing down a large one takes seconds: as long as it
  * is dying there is nothing to say.  One that cannot be looked at (another pid namespace) runs if
@@ -217,9 +217,10 @@ static bool dump_root_runs(const struct dump *dump, bool criu_failed)
     struct pollfd process = {.fd = dump->root_fd, .events = POLLIN};
     if (poll(&process, 1, 0) != 0)
         return false;
-    return dump->root_pid > 0 ? !process_is_dying(dump->root_pid) : criu_failed;
+    return dump->root_pid > 0 ? !task_is_dying(dump->root_pid) : criu_failed;
 }
 
+/* Looks at what is known of criu and of the process, and decides when it is enough. */
 static void dump_evaluate(struct dump *dump)
 {
     if (dump->state != DUMP_ALLOWED)
@@ -239,7 +240,7 @@ static void dump_evaluate(struct dump *dump)
         return;
     }
     if (dump->root_fd < 0) {
-        /* criu --stream without a hook, or one that did not tell: criu's end is all there is. */
+        /* criu --stream without a hook: criu's end is all there is. */
         dump_decide(dump, true, "");
         return;
     }
@@ -310,7 +311,7 @@ static int dump_watch(struct dump *dump, sd_event_source **source, int fd,
 
 static int dump_watch_root(struct dump *dump, int pidfd)
 {
-    dump->root_pid = process_of_pidfd(pidfd);
+    dump->root_pid = task_of_pidfd(pidfd);
     dump->root_fd = pidfd;
     return dump_watch(dump, &dump->root_io, pidfd, on_root);
 }
@@ -635,7 +636,7 @@ void dump_open_stream(struct proxy *proxy, int fd)
 static struct dump *dump_for_hook(struct proxy *proxy, const struct client *client,
                                   const struct hook_ask *ask)
 {
-    pid_t criu = ask->token ? 0 : process_parent(client->pid);
+    pid_t criu = ask->token ? 0 : task_parent(client->pid);
     for (struct dump *dump = proxy->dumps; dump; dump = dump->next) {
         if (dump->state == DUMP_SENDING &&
             (ask->token ? dump->token == ask->token : dump->is_stream && dump->criu_pid == criu))
@@ -665,11 +666,11 @@ void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask
         if (dump->state != DUMP_SENDING)
             return;
     }
-    int r = 0;
-    if (dump->is_stream && ask->root_pid) {
+    int r;
+    if (dump->is_stream) {
         int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)ask->root_pid, 0);
         r = pidfd < 0 ? -errno : dump_watch_root(dump, pidfd);
-    } else if (!dump->is_stream) {
+    } else {
         r = sender_open_directory(dump->sender, TAKE_FD(dump->images_fd));
     }
     if (r < 0) {

@@ -52,8 +52,7 @@ void dump_client_gone(struct dump *dump, struct client *client);
 
 void dump_link_up(struct dump *dump);
 void dump_link_down(struct dump *dump, const struct error *err);
-/* A frame for the dump's session.  Negative: not its session (0 otherwise, or -EPROTO with *err).
- */
+/* A frame for the dump's session: 0, or -1 with *err when the peer broke the protocol. */
 bool dump_has_session(const struct dump *dump, uint32_t session);
 int dump_control(struct dump *dump, const struct frame *frame, const uint8_t *payload,
                  struct error *err);

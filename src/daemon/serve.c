@@ -17,6 +17,7 @@
 #include "base/io.h"
 #include "criu/stream.h"
 #include "daemon/cache.h"
+#include "task/task.h"
 #include "wire/frame.h"
 
 #define SPLICE_BYTES MIB(1)
@@ -270,7 +271,7 @@ void serve_open(struct cache *cache, int fd)
 
 bool serve_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
 {
-    pid_t criu = process_parent(client->pid);
+    pid_t criu = task_parent(client->pid);
     for (struct serve *serve = cache->serves; serve; serve = serve->next) {
         if (!serve->snapshot || serve->criu_pid != criu)
             continue;
@@ -307,6 +308,15 @@ void serves_snapshot_lost(struct cache *cache)
         if (serve->waiting)
             serve_close(serve);
     }
+}
+
+bool serves_hold(const struct cache *cache, const struct snapshot *snapshot)
+{
+    for (const struct serve *serve = cache->serves; serve; serve = serve->next) {
+        if (serve->snapshot == snapshot)
+            return true;
+    }
+    return false;
 }
 
 void serves_snapshot_forgotten(struct cache *cache, const struct snapshot *snapshot)

@@ -253,6 +253,17 @@ static bool sender_is_open(const struct sender *sender)
     return sender->link && sender->state <= SENDER_SENDING && !sender->finishing;
 }
 
+/* Memory for a door behind |fd|.  NULL with errno set, and the descriptor is closed. */
+static void *door_new(const struct sender *sender, size_t size, int fd)
+{
+    void *door = sender_is_open(sender) ? calloc(1, size) : NULL;
+    if (!door) {
+        close_fd(fd);
+        errno = sender_is_open(sender) ? ENOMEM : EPROTO;
+    }
+    return door;
+}
+
 /* ---- pipes ---- */
 
 static int on_pipe(sd_event_source *source, int fd, uint32_t events, void *user)
@@ -296,11 +307,9 @@ static bool pipe_fill(struct link_source *source, struct link_batch *batch)
 
 int sender_open_pipe(struct sender *sender, const char *name, int fd)
 {
-    struct pipe_door *door = sender_is_open(sender) ? calloc(1, sizeof(*door)) : NULL;
-    if (!door) {
-        close_fd(fd);
-        return sender_is_open(sender) ? -ENOMEM : -EPROTO;
-    }
+    struct pipe_door *door = door_new(sender, sizeof(*door), fd);
+    if (!door)
+        return -errno;
     *door = (struct pipe_door){.source.fill = pipe_fill, .sender = sender, .fd = fd};
     int r = set_nonblocking(fd, true);
     if (r >= 0)
@@ -390,11 +399,9 @@ static int directory_list(struct directory_door *door)
 
 int sender_open_directory(struct sender *sender, int dirfd)
 {
-    struct directory_door *door = sender_is_open(sender) ? calloc(1, sizeof(*door)) : NULL;
-    if (!door) {
-        close_fd(dirfd);
-        return sender_is_open(sender) ? -ENOMEM : -EPROTO;
-    }
+    struct directory_door *door = door_new(sender, sizeof(*door), dirfd);
+    if (!door)
+        return -errno;
     *door = (struct directory_door){
         .source.fill = directory_fill, .sender = sender, .dirfd = dirfd, .fd = -EBADF};
     int r = directory_list(door);
@@ -613,11 +620,9 @@ static bool page_fill(struct link_source *source, struct link_batch *batch)
 
 int sender_open_page_door(struct sender *sender, int fd)
 {
-    struct page_door *door = sender_is_open(sender) ? calloc(1, sizeof(*door)) : NULL;
-    if (!door) {
-        close_fd(fd);
-        return sender_is_open(sender) ? -ENOMEM : -EPROTO;
-    }
+    struct page_door *door = door_new(sender, sizeof(*door), fd);
+    if (!door)
+        return -errno;
     *door = (struct page_door){.source.fill = page_fill, .sender = sender, .fd = fd};
     door->buf = aligned_alloc(PAGE_BYTES, DOOR_BYTES);
     int r = door->buf ? sd_event_add_io(sender->event, &door->io, fd, EPOLLIN, on_page_door, door)

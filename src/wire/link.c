@@ -633,8 +633,13 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *user)
 {
     (void)usec;
     struct link *link = user;
+    /* What lies below the low-water mark has been said, and woke nobody. */
+    link_receive(link);
     uint64_t now = now_usec();
-    link_check_silence(link, now);
+    if (link->state != LINK_DOWN) {
+        link_set_low_water(link);
+        link_check_silence(link, now);
+    }
     if (link->state == LINK_DOWN)
         return 0;
     if (now - link->spoke >= link_tick_usec(link) && link->state == LINK_UP)

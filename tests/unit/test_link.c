@@ -2,6 +2,7 @@
 #include "testing.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -790,6 +791,50 @@ static void silence_afterwards(void **state)
     pair_free(&pair);
 }
 
+/* Two ends of a connection over loopback: what only TCP has, SO_RCVLOWAT for one. */
+static void tcp_pair(int fds[2])
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(listener, 1), 0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+    fds[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(connect(fds[1], (struct sockaddr *)&address, sizeof(address)), 0);
+    fds[0] = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    assert_true(fds[0] >= 0);
+    close_fd(listener);
+}
+
+/* A peer that is in the midst of a frame and sends a byte now and then is slow, and not silent. */
+static void slow_data_is_no_silence(void **state)
+{
+    (void)state;
+    struct pair pair = {0};
+    int fds[2];
+    tcp_pair(fds);
+    assert_int_equal(sd_event_new(&pair.event), 0);
+    pair.a = side_new(pair.event, fds[0], 300000);
+    pair.raw = fds[1];
+    struct bytes bytes = {0};
+    bytes_add_greeting(&bytes);
+    pair_send(&pair, &bytes);
+    run_until(pair.event, pair_up, &pair, 2000);
+
+    struct frame frame = {.type = FRAME_PAGES, .length = WIRE_BULK_MAX, .session = 1, .item = 1};
+    uint8_t header[WIRE_HEADER_BYTES];
+    frame_encode(&frame, NULL, header);
+    assert_int_equal(send(pair.raw, header, sizeof(header), 0), sizeof(header));
+    for (unsigned i = 0; i < 50; i++) {
+        assert_int_equal(send(pair.raw, "x", 1, MSG_NOSIGNAL), 1);
+        run_for(pair.event, 20);
+    }
+    assert_int_equal(pair.a->downs, 0);
+    assert_true(link_is_up(pair.a->link));
+    pair_free(&pair);
+}
+
 /* Two links with nothing to say keep one another alive. */
 static void heartbeats(void **state)
 {
@@ -1111,6 +1156,7 @@ int main(void)
         cmocka_unit_test(read_ahead_is_not_forgotten),
         cmocka_unit_test(silence_in_the_handshake),
         cmocka_unit_test(silence_afterwards),
+        cmocka_unit_test(slow_data_is_no_silence),
         cmocka_unit_test(heartbeats),
         cmocka_unit_test(a_peer_that_stops_reading),
         cmocka_unit_test(a_queue_has_an_end),
