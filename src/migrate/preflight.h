@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Pre-flight: everything that can be known to go wrong is told before the process is touched.
+ *
+ *   source: look at this host and the process ──▶ findings, and facts for the other host
+ *   destination: judge each part of the facts ──▶ findings
+ *
+ * A finding is one line: what, where, what follows from it, what to do.  Any thread; blocks for as
+ * long as criu takes to tell its version (some 20 ms), and reads files.
+ */
+#include "base/error.h"
+#include "link.pb-c.h"
+
+/* A growing list.  The strings are the list's. */
+struct findings {
+    Godwit__Pb__Finding **list;
+    size_t count;
+};
+
+/* Adds one; text from the format.  remedy may be "".  Out of memory it is left out. */
+void findings_add(struct findings *findings, Godwit__Pb__Finding__Severity severity,
+                  const char *topic, const char *remedy, const char *format, ...) _printf_(5, 6);
+void findings_free(struct findings *findings);
+
+/* What the source asks about. */
+struct preflight_request {
+    const char *criu;     /* path of a criu that criu_find() found, or NULL: that is a finding */
+    pid_t pid;            /* root task; 0: the hosts only */
+    char *const *options; /* for criu, ended by NULL; may be NULL */
+};
+
+/* Parts of facts, each at most PREFLIGHT_PART_BYTES packed. */
+struct preflight_facts {
+    Godwit__Pb__Facts **parts;
+    size_t count;
+};
+
+enum { PREFLIGHT_PART_BYTES = 48 << 10 };
+
+/*
+ * Looks at this host and, if there is one, at the process, which runs on meanwhile: what it finds
+ * is true at that moment.  0, or -1 with *err set when it cannot look (no such process).
+ */
+int preflight_look(const struct preflight_request *request, struct findings *findings,
+                   struct preflight_facts *ret_facts, struct error *err);
+void preflight_facts_free(struct preflight_facts *facts);
+
+/*
+ * Judges one part against this host.  criu: path or NULL, as above; free_bytes: what the store of
+ * snapshots can still take.  The part comes from the network.
+ */
+void preflight_judge(const Godwit__Pb__Facts *part, const char *criu, uint64_t free_bytes,
+                     struct findings *findings);
