@@ -97,6 +97,30 @@ int unix_connect_at(int dirfd, const char *name, int type)
     return TAKE_FD(fd);
 }
 
+/* Calls one of the two above for a path. */
+static int unix_at_path(const char *path, int type, int (*open_at)(int, const char *, int))
+{
+    _cleanup_free_ char *copy = strdup(path);
+    char *slash = copy ? strrchr(copy, '/') : NULL;
+    if (!copy)
+        return -ENOMEM;
+    if (slash)
+        *slash = '\0';
+    const char *directory = !slash ? "." : slash == copy ? "/" : copy;
+    _cleanup_close_ int dirfd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return dirfd < 0 ? -errno : open_at(dirfd, slash ? slash + 1 : copy, type);
+}
+
+int unix_listen_path(const char *path, int type)
+{
+    return unix_at_path(path, type, unix_listen_at);
+}
+
+int unix_connect_path(const char *path, int type)
+{
+    return unix_at_path(path, type, unix_connect_at);
+}
+
 void raise_nofile_limit(void)
 {
     struct rlimit limit;

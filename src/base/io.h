@@ -21,6 +21,10 @@ int set_nonblocking(int fd, bool on);
 int unix_listen_at(int dirfd, const char *name, int type);
 int unix_connect_at(int dirfd, const char *name, int type);
 
+/* The same for a path of any length.  A socket that is there already is replaced. */
+int unix_listen_path(const char *path, int type);
+int unix_connect_path(const char *path, int type);
+
 /*
  * Raises RLIMIT_NOFILE to its hard limit: a dump may hold thousands of pipes open at once.
  */

@@ -511,6 +511,7 @@ static int cache_add_listener(struct cache *cache, int index, int fd)
 static int cache_listen(struct cache *cache, struct error *err)
 {
     const struct daemon_options *options = cache->daemon.options;
+    struct target target = daemon_target(options);
     int fds[TCP_LISTENERS_MAX];
     int count = sd_listen_fds(1);
     if (count > 0) {
@@ -520,6 +521,12 @@ static int cache_listen(struct cache *cache, struct error *err)
             fds[i] = SD_LISTEN_FDS_START + i;
             set_nonblocking(fds[i], true);
         }
+    } else if (target.kind == TARGET_UNIX) {
+        fds[0] = unix_listen_path(target.rest, SOCK_STREAM);
+        if (fds[0] < 0)
+            return error_set_errno(err, FAILURE_SYSTEM, fds[0], "listening on %s",
+                                   options->address);
+        count = 1;
     } else {
         count = tcp_listen(options->address, options->port, options->insecure, fds, err);
     }

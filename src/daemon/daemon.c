@@ -19,6 +19,16 @@ enum {
     CLIENT_ROOM = 4 << 20, /* bytes waiting for a local client */
 };
 
+struct target daemon_target(const struct daemon_options *options)
+{
+    static const char prefix[] = "unix:";
+    const char *address = options->address;
+    if (strncmp(address, prefix, strlen(prefix)) == 0)
+        return (struct target){.kind = TARGET_UNIX, .rest = (char *)address + strlen(prefix)};
+    return (struct target){
+        .kind = TARGET_TCP, .host = (char *)address, .port = (char *)options->port};
+}
+
 /* ---- the work-dir ---- */
 
 static int make_directories(const char *path)

@@ -9,15 +9,16 @@
 #include "base/log.h"
 #include "daemon/daemonize.h"
 #include "daemon/local.h"
+#include "wire/target.h"
 
 #define DAEMON_DEFAULT_WORKDIR "/run/godwit"
 #define DAEMON_DEFAULT_ADDRESS "localhost"
-#define DAEMON_DEFAULT_PORT "9996"
+#define DAEMON_DEFAULT_PORT TARGET_DEFAULT_PORT
 #define DAEMON_DEFAULT_SILENCE_USEC (10 * USEC_PER_SEC)
 
 /* The command line of a daemon.  Strings are borrowed. */
 struct daemon_options {
-    const char *address;
+    const char *address; /* of a host, or unix:PATH */
     const char *port;
     const char *workdir;
     int ps_socket; /* a connected socket instead of address and port; -EBADF: none */
@@ -28,6 +29,9 @@ struct daemon_options {
     enum log_level log_level;
     struct daemonize daemonize;
 };
+
+/* Where the address names; borrows from the options. */
+struct target daemon_target(const struct daemon_options *options);
 
 struct daemon;
 

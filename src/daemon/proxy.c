@@ -7,18 +7,9 @@
 #include <sys/socket.h>
 
 #include "base/io.h"
-#include "wire/tcp.h"
 
 #define CAPTURE_SOCKET "streamer-capture.sock"
 #define REDIAL_USEC (200 * USEC_PER_MSEC)
-
-/* The way to a link: addresses are tried one after the other, and again after a pause. */
-struct dialler {
-    struct proxy *proxy;
-    struct tcp_dial dial;
-    sd_event_source *io, *pause;
-    uint64_t began; /* of the present attempt */
-};
 
 /* ---- verdicts ---- */
 
@@ -172,10 +163,10 @@ static int proxy_take_socket(struct proxy *proxy, int fd)
 
 /* ---- dialling ---- */
 
-static void dialler_connected(struct dialler *dialler, int fd)
+static void on_dialled(struct dial *dial, int fd, void *user)
 {
-    struct proxy *proxy = dialler->proxy;
-    tcp_dial_end(&dialler->dial);
+    (void)dial;
+    struct proxy *proxy = user;
     int r = proxy_take_socket(proxy, fd);
     if (r < 0) {
         struct error err;
@@ -184,62 +175,16 @@ static void dialler_connected(struct dialler *dialler, int fd)
     }
 }
 
-static int on_dialled(sd_event_source *source, int fd, uint32_t events, void *user);
-
-static void dialler_go_on(struct dialler *dialler, int fd, const struct error *err)
+static void on_dial_failed(struct dial *dial, const struct error *err, void *user)
 {
-    struct proxy *proxy = dialler->proxy;
-    dialler->io = sd_event_source_disable_unref(dialler->io);
-    if (fd >= 0 && sd_event_add_io(proxy->daemon.event, &dialler->io, fd, EPOLLOUT, on_dialled,
-                                   dialler) >= 0) {
-        sd_event_source_set_io_fd_own(dialler->io, true);
-        dialler->began = now_usec();
-        return;
-    }
-    close_fd(fd);
-    tcp_dial_end(&dialler->dial);
-    proxy_redial(proxy, err);
+    (void)dial;
+    struct proxy *proxy = user;
+    struct error reason;
+    error_set(&reason, err->code, "no image-cache at %s", err->text);
+    proxy_redial(proxy, &reason);
 }
 
-static void dialler_next(struct dialler *dialler, int error_number)
-{
-    struct error err;
-    error_set_errno(&err, FAILURE_PEER, error_number, "no image-cache at %s", dialler->proxy->peer);
-    struct error ignored;
-    dialler_go_on(dialler, tcp_dial_next(&dialler->dial, &ignored), &err);
-}
-
-static int on_dialled(sd_event_source *source, int fd, uint32_t events, void *user)
-{
-    (void)source;
-    (void)events;
-    struct dialler *dialler = user;
-    int error_number = 0;
-    socklen_t length = sizeof(error_number);
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error_number, &length) < 0)
-        error_number = errno;
-    if (error_number) {
-        dialler_next(dialler, error_number);
-        return 0;
-    }
-    sd_event_source_set_io_fd_own(dialler->io, false);
-    dialler->io = sd_event_source_disable_unref(dialler->io);
-    dialler_connected(dialler, fd);
-    return 0;
-}
-
-static int on_redial(sd_event_source *source, uint64_t usec, void *user)
-{
-    (void)source;
-    (void)usec;
-    struct dialler *dialler = user;
-    const struct daemon_options *options = dialler->proxy->daemon.options;
-    struct error err;
-    int fd =
-        tcp_dial_begin(&dialler->dial, options->address, options->port, options->insecure, &err);
-    dialler_go_on(dialler, fd, &err);
-    return 0;
-}
+static const struct dial_ops dial_ops = {.connected = on_dialled, .failed = on_dial_failed};
 
 static void proxy_redial(struct proxy *proxy, const struct error *err)
 {
@@ -247,53 +192,26 @@ static void proxy_redial(struct proxy *proxy, const struct error *err)
     if (strcmp(proxy->link_error.text, err->text) != 0)
         log_info(&proxy->daemon.log, "%s", err->text);
     proxy->link_error = *err;
-    if (!proxy->dialler) {
+    if (proxy->dial)
+        dial_begin_after(proxy->dial, REDIAL_USEC);
+    else
         daemon_exit(&proxy->daemon, proxy->dumps ? FAILURE_PEER : (int)err->code);
-        return;
-    }
-    struct dialler *dialler = proxy->dialler;
-    sd_event_source_set_time_relative(dialler->pause, REDIAL_USEC);
-    sd_event_source_set_enabled(dialler->pause, SD_EVENT_ONESHOT);
-}
-
-static void dialler_tick(struct dialler *dialler)
-{
-    if (dialler->io && now_usec() - dialler->began > dialler->proxy->daemon.options->silence_usec)
-        dialler_next(dialler, ETIMEDOUT);
-}
-
-static struct dialler *dialler_free(struct dialler *dialler)
-{
-    if (!dialler)
-        return NULL;
-    sd_event_source_disable_unref(dialler->io);
-    sd_event_source_disable_unref(dialler->pause);
-    tcp_dial_end(&dialler->dial);
-    free(dialler);
-    return NULL;
 }
 
 /* The first attempt is made here, so that an address that can never do ends the daemon at once. */
 static int proxy_dial(struct proxy *proxy, struct error *err)
 {
     const struct daemon_options *options = proxy->daemon.options;
-    struct dialler *dialler = calloc(1, sizeof(*dialler));
-    if (!dialler)
+    proxy->target = daemon_target(options);
+    if (proxy->target.kind == TARGET_UNIX)
+        snprintf(proxy->peer, sizeof(proxy->peer), "%s", options->address);
+    else
+        snprintf(proxy->peer, sizeof(proxy->peer), "%s, port %s", options->address, options->port);
+    proxy->dial = dial_new(proxy->daemon.event, &proxy->target, options->insecure,
+                           options->silence_usec, &dial_ops, proxy);
+    if (!proxy->dial)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "the link");
-    dialler->proxy = proxy;
-    proxy->dialler = dialler;
-    int r = sd_event_add_time_relative(proxy->daemon.event, &dialler->pause, CLOCK_MONOTONIC, 0,
-                                       USEC_PER_MSEC, on_redial, dialler);
-    if (r >= 0)
-        r = sd_event_source_set_enabled(dialler->pause, SD_EVENT_OFF);
-    if (r < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, r, "the link");
-    int fd =
-        tcp_dial_begin(&dialler->dial, options->address, options->port, options->insecure, err);
-    if (fd < 0 && err->code == FAILURE_USAGE)
-        return -1;
-    dialler_go_on(dialler, fd, err);
-    return 0;
+    return dial_begin(proxy->dial, err);
 }
 
 /* ---- local clients ---- */
@@ -360,8 +278,6 @@ static void on_gone(struct daemon *daemon, struct client *client)
 static void on_tick(struct daemon *daemon)
 {
     struct proxy *proxy = daemon->user;
-    if (proxy->dialler)
-        dialler_tick(proxy->dialler);
     for (struct dump *dump = proxy->dumps, *next; dump; dump = next) {
         next = dump_next(dump);
         dump_tick(dump);
@@ -402,7 +318,6 @@ static int proxy_open(struct proxy *proxy, const struct daemon_options *options,
                                CAPTURE_SOCKET);
     sd_event_source_set_io_fd_own(proxy->capture, true);
     if (options->ps_socket < 0) {
-        snprintf(proxy->peer, sizeof(proxy->peer), "%s, port %s", options->address, options->port);
         return proxy_dial(proxy, err);
     }
     snprintf(proxy->peer, sizeof(proxy->peer), "on descriptor %d", options->ps_socket);
@@ -426,7 +341,7 @@ static void proxy_close(struct proxy *proxy)
     if (proxy->capture)
         unlinkat(proxy->daemon.workdir, CAPTURE_SOCKET, 0);
     sd_event_source_disable_unref(proxy->capture);
-    dialler_free(proxy->dialler);
+    dial_free(proxy->dial);
     if (proxy->link && link_is_up(proxy->link)) {
         struct error goodbye = {.code = FAILURE_NONE, .text = ""};
         link_goodbye(proxy->link, &goodbye);

@@ -10,6 +10,7 @@
  */
 #include "daemon/daemon.h"
 #include "wire/link.h"
+#include "wire/target.h"
 
 struct dump;
 
@@ -32,7 +33,8 @@ struct proxy {
     struct dump *dumps;
     uint32_t last_session;
     sd_event_source *capture; /* listener of streamer-capture.sock */
-    struct dialler *dialler;
+    struct target target;
+    struct dial *dial; /* NULL: the socket was inherited */
 };
 
 /* Runs the daemon.  Exit status, or -1 with *err set. */

@@ -341,7 +341,12 @@ def judge_restore(lane, pid, out, text, done=None):
         raise Broken(f"half restored: the process at b is left in state {b.state(pid)}; {text}\n{lane.logs()}") from None
     runs = b.pid_alive(pid)
     if runs:
-        lane.check_memory(b, pid, out)
+        try:
+            lane.check_memory(b, pid, out)
+        except (Broken, ProcessLookupError):
+            if b.pid_alive(pid):
+                raise
+            runs = False  # criu had killed it when it ended
     if done and not runs:
         raise Broken(f"restore said it is done, and nothing runs; {text}\n{lane.logs()}")
     try:
