@@ -21,7 +21,9 @@ enum failure {
     FAILURE_LIMIT = 6,     /* over the memory limit of the cache */
     FAILURE_DOUBT = 7,     /* two hosts may hold the process: an operator's word is needed */
     FAILURE_BUSY = 8,      /* somebody else is at it, or the request is ambiguous */
-    FAILURE_LAST = FAILURE_BUSY,
+    FAILURE_REFUSED = 9,   /* pre-flight, or the other host: nothing was touched */
+    FAILURE_ABORTED = 10,  /* it was tried, and the process runs on where it was */
+    FAILURE_LAST = FAILURE_ABORTED,
 };
 
 struct error {

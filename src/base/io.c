@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -119,6 +120,35 @@ int unix_listen_path(const char *path, int type)
 int unix_connect_path(const char *path, int type)
 {
     return unix_at_path(path, type, unix_connect_at);
+}
+
+static int make_directories(const char *path)
+{
+    char copy[PATH_MAX];
+    if (snprintf(copy, sizeof(copy), "%s", path) >= (int)sizeof(copy))
+        return -ENAMETOOLONG;
+    for (char *slash = strchr(copy + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        if (mkdir(copy, 0755) < 0 && errno != EEXIST)
+            return -errno;
+        *slash = '/';
+    }
+    return mkdir(copy, 0700) < 0 && errno != EEXIST ? -errno : 0;
+}
+
+int workdir_open(const char *path, bool create)
+{
+    int r = create ? make_directories(path) : 0;
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return -errno;
+    /* Whoever can write there could put a socket of their own in the place of a daemon's. */
+    if (st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH))
+        return -EPERM;
+    return TAKE_FD(fd);
 }
 
 void raise_nofile_limit(void)

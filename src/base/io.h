@@ -25,6 +25,10 @@ int unix_connect_at(int dirfd, const char *name, int type);
 int unix_listen_path(const char *path, int type);
 int unix_connect_path(const char *path, int type);
 
+/* Opens a work-dir, making it (mode 0700) if asked to; it must belong to this user, be writable by
+ * nobody else (-EPERM) and be no link.  fd, or a negative errno. */
+int workdir_open(const char *path, bool create);
+
 /*
  * Raises RLIMIT_NOFILE to its hard limit: a dump may hold thousands of pipes open at once.
  */

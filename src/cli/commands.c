@@ -8,6 +8,12 @@
 #include "cli/main.h"
 
 const struct command commands[] = {
+    {"migrate", "Moves a running process tree to another host", "TARGET [-- CRIU OPTIONS]",
+     migrate_options, command_migrate},
+    {"check", "Tells what this host, another and a process allow", "[TARGET] [-- CRIU OPTIONS]",
+     check_options, command_check},
+    {"resolve", "Shows what is in doubt after a failure, and settles it", "[ID]", resolve_options,
+     command_resolve},
     {"image-cache", "Keeps snapshots on the destination host", "", cache_options,
      command_image_cache},
     {"image-proxy", "Carries snapshots from the source host to an image-cache", "", proxy_options,

@@ -4,7 +4,10 @@
 #include "cli/options.h"
 
 extern const struct option_row cache_options[], proxy_options[], dump_options[], restore_options[],
-    status_options[], forget_options[];
+    status_options[], forget_options[], migrate_options[], check_options[], resolve_options[];
+
+/* Shows what is in a store whose image-cache does not work; how many.  For resolve. */
+unsigned status_print_store(const char *workdir);
 
 int command_image_cache(int argc, char **argv);
 int command_image_proxy(int argc, char **argv);
@@ -12,4 +15,7 @@ int command_dump(int argc, char **argv);
 int command_restore(int argc, char **argv);
 int command_status(int argc, char **argv);
 int command_forget(int argc, char **argv);
+int command_migrate(int argc, char **argv);
+int command_check(int argc, char **argv);
+int command_resolve(int argc, char **argv);
 int command_completion(int argc, char **argv);

@@ -5,12 +5,14 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "daemon/attach.h"
 #include "daemon/cache.h"
 #include "daemon/proxy.h"
 
 struct values {
     struct daemon_options options;
     unsigned verbose;
+    bool stdio;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -66,6 +68,11 @@ const struct option_row cache_options[] = {
     DAEMON_ROWS("listen on this host's address"){0, "memory-limit", OPTION_SIZE,
                                                  AT(options.memory_limit), "SIZE",
                                                  "for snapshots (default: 80 % of what is free)"},
+    {0, "accept", OPTION_FLAG, AT(options.accept), NULL, "restore what godwit migrate sends"},
+    {0, "stdio", OPTION_FLAG, AT(stdio), NULL,
+     "the link is standard input and output; starts an image-cache if there is none"},
+    {0, "criu", OPTION_STRING, AT(options.criu), "PATH",
+     "with --accept: the criu to use (default: $GODWIT_CRIU, PATH)"},
     {0}};
 
 const struct option_row proxy_options[] = {DAEMON_ROWS("host of the image-cache"){0}};
@@ -121,6 +128,10 @@ static int run_daemon(const char *name, int argc, char **argv,
     if (r == 0)
         r = in_workdir(options->workdir, &options->daemonize.pidfile, pidfile, sizeof(pidfile),
                        &err);
+    if (r == 0 && values.stdio) {
+        r = cache_attach_stdio(options, &err);
+        return r < 0 ? command_fail(command, &err) : 0;
+    }
     if (r == 0)
         r = daemonize_begin(&options->daemonize, &err);
     if (r == 0)

@@ -5,8 +5,6 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -14,7 +12,7 @@
 #include "cli/commands.h"
 #include "cli/plain.h"
 #include "cli/session.h"
-#include "criu/process.h"
+#include "criu/dump.h"
 #include "task/task.h"
 #include "wire/message.h"
 
@@ -53,48 +51,13 @@ struct dump_run {
     char id[128];
     uint64_t token;
 
-    int process_fd;   /* pidfd of the root task */
-    int images_fd;    /* a tmpfs of our own, mounted nowhere: gone with its last descriptor */
-    int pages_fd;     /* criu's end of the page-server connection */
+    int process_fd; /* pidfd of the root task */
+    struct criu_dump dump;
     int lifeline_fd;  /* write end: criu's alone once it runs */
     int proxy_fds[4]; /* enum dump_fd */
 };
 
-enum { PAGES_ROOM = 2 << 20 }; /* bytes in criu's page-server connection */
-
 /* ---- preparing ---- */
-
-/*
- * A directory that is memory whatever the work-dir is on, not limited by the size of /run, and that
- * vanishes with the processes that hold it: a tmpfs that is never attached (Linux >= 5.2).
- */
-static int private_tmpfs(void)
-{
-    _cleanup_close_ int fs = fsopen("tmpfs", FSOPEN_CLOEXEC);
-    if (fs < 0 || fsconfig(fs, FSCONFIG_SET_STRING, "size", "100%", 0) < 0 ||
-        fsconfig(fs, FSCONFIG_SET_STRING, "mode", "0700", 0) < 0 ||
-        fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
-        return -errno;
-    int fd = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-    return fd < 0 ? -errno : fd;
-}
-
-static int open_pages_and_lifeline(struct dump_run *run)
-{
-    int pair[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
-        return -errno;
-    run->proxy_fds[DUMP_FD_PAGES] = pair[0];
-    run->pages_fd = pair[1];
-    /* Room for what criu splices in while the proxy is at the network: fewer and longer turns. */
-    int room = PAGES_ROOM;
-    setsockopt(run->pages_fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
-    if (pipe2(pair, O_CLOEXEC) < 0)
-        return -errno;
-    run->proxy_fds[DUMP_FD_LIFELINE] = pair[0];
-    run->lifeline_fd = pair[1];
-    return 0;
-}
 
 static int open_descriptors(struct dump_run *run, struct error *err)
 {
@@ -104,32 +67,22 @@ static int open_descriptors(struct dump_run *run, struct error *err)
         return error_set_errno(err, errno == ESRCH ? FAILURE_NOT_FOUND : FAILURE_SYSTEM, errno,
                                "process %d", pid);
     run->process_fd = fcntl(run->proxy_fds[DUMP_FD_PROCESS], F_DUPFD_CLOEXEC, 3);
-    run->images_fd = private_tmpfs();
-    if (run->images_fd < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, run->images_fd,
-                               "a private tmpfs for the images");
-    run->proxy_fds[DUMP_FD_IMAGES] = fcntl(run->images_fd, F_DUPFD_CLOEXEC, 3);
-    int r = open_pages_and_lifeline(run);
-    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "sockets for criu") : 0;
-}
-
-static void read_command(uint64_t pid, char *buf, size_t size)
-{
-    char path[64];
-    snprintf(path, sizeof(path), "/proc/%u/comm", (unsigned)pid);
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, buf, size - 1);
-    buf[n > 0 ? n - 1 : 0] = '\0'; /* without the line's end */
-    for (char *c = buf; *c; c++) {
-        if ((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7f)
-            *c = '?'; /* a process may call itself anything */
-    }
+    if (criu_dump_open(&run->dump, err) < 0)
+        return -1;
+    run->proxy_fds[DUMP_FD_IMAGES] = fcntl(run->dump.images_fd, F_DUPFD_CLOEXEC, 3);
+    run->proxy_fds[DUMP_FD_PAGES] = TAKE_FD(run->dump.pages_peer_fd);
+    int pair[2];
+    if (pipe2(pair, O_CLOEXEC) < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "a pipe for criu");
+    run->proxy_fds[DUMP_FD_LIFELINE] = pair[0];
+    run->lifeline_fd = pair[1];
+    return 0;
 }
 
 static int request(struct dump_run *run, struct error *err)
 {
     char command[32];
-    read_command(run->values->pid, command, sizeof(command));
+    task_command((pid_t)run->values->pid, command, sizeof(command));
     Godwit__Pb__DumpOpen open = GODWIT__PB__DUMP_OPEN__INIT;
     open.id = (char *)(run->values->snapshot ? run->values->snapshot : "");
     open.pid = (uint32_t)run->values->pid;
@@ -161,15 +114,10 @@ static int request(struct dump_run *run, struct error *err)
 static void build_arguments(const struct dump_run *run, struct criu_args *args)
 {
     const struct values *values = run->values;
-    criu_args_add(args, "%s", run->criu);
-    criu_args_add(args, "dump");
-    criu_args_add(args, "-t%u", (unsigned)values->pid);
-    criu_args_add(args, "-D/proc/self/fd/%d", run->images_fd);
-    criu_args_add(args, "-W%s/%s", run->session.workdir_path, run->session.directory);
-    criu_args_add(args, "-o%s", run->session.log);
-    criu_args_add(args, "--page-server");
-    criu_args_add(args, "--ps-socket=%d", run->pages_fd);
-    criu_args_add(args, "--action-script=%s", run->hook);
+    char workdir[PATH_MAX];
+    snprintf(workdir, sizeof(workdir), "%s/%s", run->session.workdir_path, run->session.directory);
+    criu_dump_arguments(&run->dump, run->criu, (pid_t)values->pid, workdir, run->session.log,
+                        run->hook, args);
     if (values->leave_running)
         criu_args_add(args, "--leave-running");
     if (values->leave_stopped)
@@ -178,12 +126,11 @@ static void build_arguments(const struct dump_run *run, struct criu_args *args)
         criu_args_add_all(args, run->passed);
 }
 
-/* A criu whose page connection breaks fails, and lets the process run on. */
 static bool give_up(void *user, bool by_user)
 {
     (void)by_user;
     struct dump_run *run = user;
-    shutdown(run->pages_fd, SHUT_RDWR);
+    criu_dump_break(&run->dump);
     return true;
 }
 
@@ -193,7 +140,7 @@ static void explain(const struct dump_run *run, int criu_status, struct error *e
     unsigned pid = (unsigned)run->values->pid;
     /* When the proxy knows no more than that criu failed, criu's log knows better. */
     if (err->code == FAILURE_CRIU && criu_status != 0)
-        session_criu_error(&run->session, "criu dump", criu_status, err);
+        criu_explain("criu dump", criu_status, run->session.log, err);
     struct pollfd process = {.fd = run->process_fd, .events = POLLIN};
     bool ended = poll(&process, 1, 0) > 0 || task_is_dying((pid_t)pid);
     if (!ended) {
@@ -212,7 +159,7 @@ static int run_criu(struct dump_run *run, struct error *err)
 {
     struct criu_args args = {0};
     build_arguments(run, &args);
-    int keep[] = {run->images_fd, run->pages_fd, run->lifeline_fd};
+    int keep[] = {run->dump.images_fd, run->dump.pages_fd, run->lifeline_fd};
     struct criu_spawn spawn = {
         .keep = keep,
         .keep_count = ARRAY_SIZE(keep),
@@ -250,7 +197,7 @@ static void report(const struct dump_run *run, double seconds)
 static int dump_remote_steps(struct dump_run *run, struct error *err)
 {
     const struct values *values = run->values;
-    if (run->passed && criu_check_options(run->passed, err) < 0)
+    if (criu_check_options(run->passed, criu_count_options(run->passed), err) < 0)
         return -1;
     if (values->directory)
         return error_set(err, FAILURE_USAGE,
@@ -258,7 +205,7 @@ static int dump_remote_steps(struct dump_run *run, struct error *err)
                          "directory: leave it out",
                          values->directory);
     run->criu = criu_find(values->criu, err);
-    if (!run->criu || session_find_hook(run->hook, sizeof(run->hook), err) < 0)
+    if (!run->criu || criu_find_hook(run->hook, sizeof(run->hook), err) < 0)
         return -1;
     if (session_open(&run->session, values->workdir, LOCAL_PROXY_SOCKET, "image-proxy", err) < 0 ||
         open_descriptors(run, err) < 0 || request(run, err) < 0 ||
@@ -274,8 +221,7 @@ static int dump_remote(const struct values *values, char **passed, struct error 
         .passed = passed,
         .session = {.workdir = -EBADF, .daemon = -EBADF, .silence_usec = values->silence_usec},
         .process_fd = -EBADF,
-        .images_fd = -EBADF,
-        .pages_fd = -EBADF,
+        .dump = CRIU_DUMP_CLOSED,
         .lifeline_fd = -EBADF,
         .proxy_fds = {-EBADF, -EBADF, -EBADF, -EBADF},
     };
@@ -287,8 +233,7 @@ static int dump_remote(const struct values *values, char **passed, struct error 
     if (r == 0)
         report(&run, (double)(now_usec() - began) / (double)USEC_PER_SEC);
     close_fd(run.process_fd);
-    close_fd(run.images_fd);
-    close_fd(run.pages_fd);
+    criu_dump_close(&run.dump);
     close_fd(run.lifeline_fd);
     for (size_t i = 0; i < ARRAY_SIZE(run.proxy_fds); i++)
         close_fd(run.proxy_fds[i]);

@@ -91,7 +91,6 @@ static int option_set(const struct option_row *row, const char *argument, void *
 /* Builds what getopt_long wants.  An option's value there is its row number + 256. */
 static void build_tables(const struct command *command, char *letters, struct option *longs)
 {
-    *letters++ = '+'; /* options end at the first argument */
     *letters++ = ':'; /* errors are told here */
     size_t n = option_count(command->options);
     for (size_t i = 0; i < n; i++) {

@@ -127,30 +127,6 @@ static bool give_up(void *user, bool by_user)
     return true;
 }
 
-/*
- * A criu that is killed leaves what it had built, waiting for ever for a word from it.  All of that
- * has become ours, because this process is their subreaper.
- */
-static void kill_descendants(void)
-{
-    for (;;) {
-        pid_t children[64];
-        size_t count = 0;
-        FILE *file = fopen("/proc/thread-self/children", "re");
-        while (file && count < ARRAY_SIZE(children) && fscanf(file, "%d", &children[count]) == 1)
-            count++;
-        if (file)
-            fclose(file);
-        if (count == 0)
-            return;
-        for (size_t i = 0; i < count; i++) {
-            kill(children[i], SIGKILL);
-            while (waitpid(children[i], NULL, 0) < 0 && errno == EINTR)
-                ;
-        }
-    }
-}
-
 /* The process runs: what of it loses its parent from now on is init's, and signals end us again. */
 static void done(void *user)
 {
@@ -185,11 +161,11 @@ static int run_criu(struct restore_run *run, struct error *err)
         return 0;
     }
     if (r < 0 && watch.daemon_failure == FAILURE_CRIU)
-        kill_descendants();
+        criu_kill_children();
     if (r < 0 && err->code == FAILURE_CRIU) {
         char advice[sizeof(err->text)];
         snprintf(advice, sizeof(advice), "%s", err->text);
-        session_criu_error(&run->session, "criu restore", watch.status, err);
+        criu_explain("criu restore", watch.status, run->session.log, err);
         error_append(err, "; %s", advice);
     }
     return r;
@@ -198,14 +174,14 @@ static int run_criu(struct restore_run *run, struct error *err)
 static int restore_remote_steps(struct restore_run *run, uint64_t *ret_began, struct error *err)
 {
     const struct values *values = run->values;
-    if (run->passed && criu_check_options(run->passed, err) < 0)
+    if (criu_check_options(run->passed, criu_count_options(run->passed), err) < 0)
         return -1;
     if (values->directory)
         return error_set(err, FAILURE_USAGE,
                          "-D %s: with --remote the images come from the image-cache: leave it out",
                          values->directory);
     run->criu = criu_find(values->criu, err);
-    if (!run->criu || session_find_hook(run->hook, sizeof(run->hook), err) < 0)
+    if (!run->criu || criu_find_hook(run->hook, sizeof(run->hook), err) < 0)
         return -1;
     if (session_open(&run->session, values->workdir, LOCAL_CACHE_SOCKET, "image-cache", err) < 0 ||
         request(run, err) < 0 || resolve_pidfile(run, err) < 0 ||

@@ -84,38 +84,6 @@ void session_remove_directory(struct session *session)
     unlinkat(session->workdir, session->directory, AT_REMOVEDIR);
 }
 
-int session_find_hook(char *buf, size_t size, struct error *err)
-{
-    ssize_t n = readlink("/proc/self/exe", buf, size - 1);
-    if (n > 0) {
-        buf[n] = '\0';
-        char *slash = strrchr(buf, '/');
-        snprintf(slash + 1, size - (size_t)(slash + 1 - buf), "godwit-hook");
-        if (access(buf, X_OK) == 0)
-            return 0;
-    }
-    static const char installed[] = GODWIT_LIBEXECDIR "/godwit-hook";
-    if (sizeof(installed) > size)
-        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "%s", installed);
-    memcpy(buf, installed, sizeof(installed));
-    if (access(buf, X_OK) == 0)
-        return 0;
-    return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", buf);
-}
-
-void session_criu_error(const struct session *session, const char *what, int status,
-                        struct error *ret)
-{
-    char line[300];
-    if (criu_first_error(session->log, line, sizeof(line)))
-        error_set(ret, FAILURE_CRIU, "%s failed: %s (log: %.100s)", what, line, session->log);
-    else if (criu_killed_by(status))
-        error_set(ret, FAILURE_CRIU, "%s was killed by signal %d", what, criu_killed_by(status));
-    else
-        error_set(ret, FAILURE_CRIU, "%s ended with status %d (log: %.200s)", what, status,
-                  session->log);
-}
-
 /* ---- what the daemon says ---- */
 
 static void session_show(struct session *session, const Godwit__Pb__Progress *progress)

@@ -62,10 +62,3 @@ struct session_run {
  * daemon said LOCAL_DONE, or -1 with *err set.
  */
 int session_run(struct session *session, struct session_run *run, struct error *err);
-
-/* Path of godwit-hook: beside this program, or where it is installed.  0, or -1 with *err set. */
-int session_find_hook(char *buf, size_t size, struct error *err);
-
-/* A criu that failed, in words: the first error of its log, and where that is. */
-void session_criu_error(const struct session *session, const char *what, int status,
-                        struct error *ret);

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* godwit status and godwit forget. */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "base/io.h"
 #include "cli/commands.h"
+#include "cli/json.h"
 #include "cli/session.h"
+#include "migrate/journal.h"
+#include "store/store.h"
 #include "wire/message.h"
 
 struct values {
@@ -29,27 +33,15 @@ const struct option_row forget_options[] = {
     {0},
 };
 
-/* A string in JSON; what came over the link holds no control characters. */
-static void print_json_string(const char *text)
-{
-    putchar('"');
-    for (; *text; text++) {
-        if (*text == '"' || *text == '\\')
-            putchar('\\');
-        putchar(*text);
-    }
-    putchar('"');
-}
-
 static void print_daemon(const Godwit__Pb__Status *status, bool json)
 {
     char used[24], limit[24];
     bool cache = status->limit_bytes > 0;
     if (json) {
         printf("{\"daemon\": \"%s\", \"peer\": ", status->daemon);
-        print_json_string(status->peer);
+        json_print_string(status->peer);
         printf(", \"link\": ");
-        print_json_string(status->link);
+        json_print_string(status->link);
         if (cache)
             printf(", \"used_bytes\": %llu, \"limit_bytes\": %llu",
                    (unsigned long long)status->used_bytes, (unsigned long long)status->limit_bytes);
@@ -76,9 +68,9 @@ static void print_snapshot(const Godwit__Pb__StatusSnapshot *s, const char *daem
     printf("{\"daemon\": \"%s\", \"snapshot\": \"%s\", \"state\": \"%s\", \"bytes\": %llu, "
            "\"images\": %u, \"pid\": %u, \"command\": ",
            daemon, s->id, s->state, (unsigned long long)s->bytes, s->images, s->pid);
-    print_json_string(s->command);
+    json_print_string(s->command);
     printf(", \"host\": ");
-    print_json_string(s->host);
+    json_print_string(s->host);
     printf(", \"age_seconds\": %.3f}\n", age);
 }
 
@@ -126,6 +118,70 @@ static int show(const char *workdir, const char *socket_name, const char *daemon
     return r;
 }
 
+/* ---- what is left of a cache that does not work ---- */
+
+struct peek {
+    bool json;
+    unsigned count;
+};
+
+static void peek_snapshot(const struct snapshot *s, void *user)
+{
+    struct peek *peek = user;
+    Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
+    snapshot.id = s->id;
+    snapshot.state = (char *)snapshot_state_name(s->state);
+    snapshot.bytes = s->bytes;
+    snapshot.images = s->images;
+    snapshot.pid = s->pid;
+    snapshot.command = s->command;
+    snapshot.host = s->host;
+    print_snapshot(&snapshot, "image-cache", peek->json);
+    peek->count++;
+}
+
+static unsigned peek_store(const char *workdir, bool json)
+{
+    char path[PATH_MAX];
+    struct peek peek = {.json = json};
+    if (snprintf(path, sizeof(path), "%s/images", workdir) < (int)sizeof(path))
+        store_peek(path, peek_snapshot, &peek);
+    return peek.count;
+}
+
+unsigned status_print_store(const char *workdir)
+{
+    return peek_store(workdir, false);
+}
+
+static void print_journal_entry(const struct journal_entry *entry, void *user)
+{
+    struct peek *peek = user;
+    peek->count++;
+    if (!peek->json) {
+        printf("  %-24s %-20s %10s  pid %d %s to %s\n", entry->id,
+               journal_decision_name(entry->decision), "", (int)entry->pid, entry->command,
+               entry->target);
+        return;
+    }
+    printf("{\"migration\": \"%s\", \"decision\": \"%s\", \"pid\": %d, \"command\": ", entry->id,
+           journal_decision_name(entry->decision), (int)entry->pid);
+    json_print_string(entry->command);
+    printf(", \"target\": ");
+    json_print_string(entry->target);
+    printf("}\n");
+}
+
+/* Migrations from here that are not settled. */
+static unsigned show_journal(const char *workdir, bool json)
+{
+    struct peek peek = {.json = json};
+    _cleanup_close_ int fd = workdir_open(workdir, false);
+    if (fd >= 0)
+        journal_list(fd, print_journal_entry, &peek);
+    return peek.count;
+}
+
 static int parse(const struct command *command, int argc, char **argv, struct values *values,
                  char ***rest, struct error *err)
 {
@@ -152,7 +208,10 @@ int command_status(int argc, char **argv)
         return command_fail(command, &err);
     bool cache = show(values.workdir, LOCAL_CACHE_SOCKET, "image-cache", values.json, &first) == 0;
     bool proxy = show(values.workdir, LOCAL_PROXY_SOCKET, "image-proxy", values.json, &err) == 0;
-    if (cache || proxy)
+    unsigned left = show_journal(values.workdir, values.json);
+    if (!cache)
+        left += peek_store(values.workdir, values.json);
+    if (cache || proxy || left > 0)
         return 0;
     error_set(&err, FAILURE_PEER, "no daemon works in %s: name their work-dir with -W",
               values.workdir);

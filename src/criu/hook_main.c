@@ -8,14 +8,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "criu/hook.h"
+
+enum { COME_BACK_USEC = 20000 };
 
 static int refuse(const char *what)
 {
@@ -27,7 +31,8 @@ static const char *socket_for(const char *action)
 {
     if (strcmp(action, "post-dump") == 0)
         return "proxy.sock";
-    if (strcmp(action, "post-restore") == 0 || strcmp(action, "post-resume") == 0)
+    if (strcmp(action, "post-restore") == 0 || strcmp(action, "pre-resume") == 0 ||
+        strcmp(action, "post-resume") == 0)
         return "cache.sock";
     return NULL;
 }
@@ -44,10 +49,16 @@ static int connect_to(const char *directory, const char *name)
     /* Through the descriptor, because sun_path holds 108 bytes and the directory may be longer. */
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s", dirfd, name);
-    return connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? -1 : fd;
+    int r = connect(fd, (struct sockaddr *)&address, sizeof(address));
+    int saved = errno;
+    close(dirfd);
+    if (r == 0)
+        return fd;
+    close(fd);
+    return errno = saved, -1;
 }
 
-static int ask(int fd, const char *action)
+static int ask(const char *directory, const char *name, const char *action)
 {
     const char *token = getenv("GODWIT_HOOK_TOKEN"), *pid = getenv("CRTOOLS_INIT_PID");
     struct hook_ask packet = {
@@ -56,7 +67,56 @@ static int ask(int fd, const char *action)
         .token = token ? strtoull(token, NULL, 16) : 0,
     };
     snprintf(packet.action, sizeof(packet.action), "%s", action);
-    return send(fd, &packet, sizeof(packet), MSG_NOSIGNAL) == sizeof(packet) ? 0 : -1;
+    int fd = connect_to(directory, name);
+    if (fd >= 0 && send(fd, &packet, sizeof(packet), MSG_NOSIGNAL) != sizeof(packet)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Whether the tasks are to end although nobody is there any more to say so. */
+static int is_committed(void)
+{
+    const char *path = getenv("GODWIT_HOOK_JOURNAL");
+    char text[sizeof("commit") - 1] = "";
+    int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    return fd >= 0 && read(fd, text, sizeof(text)) == sizeof(text) &&
+           memcmp(text, "commit", sizeof(text)) == 0;
+}
+
+enum outcome { SAID_YES, SAID_NO, LOST, LOST_WHILE_HELD };
+
+/* Waits for an answer on the socket, which is closed then. */
+static enum outcome wait_for_answer(int fd, const char *action, int silence_msec)
+{
+    enum outcome lost = LOST;
+    for (;;) {
+        struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+        char answer[sizeof(uint32_t) + 512] = "";
+        uint32_t kind;
+        int ready = poll(&poll_fd, 1, silence_msec);
+        if (ready < 0 && errno == EINTR)
+            continue;
+        ssize_t n = ready > 0 ? recv(fd, answer, sizeof(answer) - 1, 0) : 0;
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < (ssize_t)sizeof(kind)) {
+            errno = ready == 0 ? ETIMEDOUT : n < 0 ? errno : ECONNRESET;
+            refuse("waiting for an answer");
+            close(fd);
+            return lost;
+        }
+        memcpy(&kind, answer, sizeof(kind));
+        if (kind == HOOK_HOLD)
+            lost = LOST_WHILE_HELD;
+        if (kind == HOOK_WAIT || kind == HOOK_HOLD)
+            continue;
+        if (kind != HOOK_YES)
+            fprintf(stderr, "godwit-hook: %s: no: %s\n", action, answer + sizeof(kind));
+        close(fd);
+        return kind == HOOK_YES ? SAID_YES : SAID_NO;
+    }
 }
 
 int main(void)
@@ -70,33 +130,23 @@ int main(void)
         directory = getenv("CRTOOLS_IMAGE_DIR");
     if (!directory)
         return errno = ENOENT, refuse("GODWIT_HOOK_WORKDIR");
-    int fd = connect_to(directory, name);
+    /* Without its criu a hook holds nothing. */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    int fd = ask(directory, name, action);
     if (fd < 0)
-        return refuse(directory);
-    if (ask(fd, action) < 0)
-        return refuse(name);
+        return is_committed() ? 0 : refuse(directory);
 
     const char *silence = getenv("GODWIT_HOOK_SILENCE");
     int silence_msec = silence ? atoi(silence) : HOOK_SILENCE_MSEC;
-    for (;;) {
-        struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
-        char answer[sizeof(uint32_t) + 512] = "";
-        uint32_t kind;
-        int ready = poll(&poll_fd, 1, silence_msec);
-        if (ready < 0 && errno == EINTR)
-            continue;
-        if (ready == 0)
-            return errno = ETIMEDOUT, refuse(name);
-        ssize_t n = recv(fd, answer, sizeof(answer) - 1, 0);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < (ssize_t)sizeof(kind))
-            return errno = n < 0 ? errno : ECONNRESET, refuse(name);
-        memcpy(&kind, answer, sizeof(kind));
-        if (kind == HOOK_WAIT)
-            continue;
-        if (kind != HOOK_YES)
-            fprintf(stderr, "godwit-hook: %s: no: %s\n", action, answer + sizeof(kind));
-        return kind == HOOK_YES ? 0 : 1;
+    enum outcome outcome = wait_for_answer(fd, action, silence_msec);
+    while (outcome == LOST_WHILE_HELD) {
+        usleep(COME_BACK_USEC);
+        fd = ask(directory, name, action);
+        if (fd >= 0)
+            outcome = wait_for_answer(fd, action, silence_msec);
+        /* Once held, held: what answers now may end before it has said so again. */
+        if (outcome == LOST)
+            outcome = LOST_WHILE_HELD;
     }
+    return outcome == SAID_YES || (outcome == LOST && is_committed()) ? 0 : 1;
 }

@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -95,6 +96,25 @@ char *criu_find(const char *chosen, struct error *err)
     return NULL;
 }
 
+int criu_find_hook(char *buf, size_t size, struct error *err)
+{
+    const char *chosen = getenv("GODWIT_HOOK");
+    ssize_t n =
+        chosen ? snprintf(buf, size, "%s", chosen) : readlink("/proc/self/exe", buf, size - 1);
+    if (!chosen && n > 0) {
+        buf[n] = '\0';
+        char *slash = strrchr(buf, '/');
+        snprintf(slash + 1, size - (size_t)(slash + 1 - buf), "godwit-hook");
+        if (access(buf, X_OK) == 0)
+            return 0;
+    }
+    if (!chosen)
+        n = snprintf(buf, size, "%s", GODWIT_LIBEXECDIR "/godwit-hook");
+    if (n < 0 || (size_t)n >= size)
+        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "the path of godwit-hook");
+    return access(buf, X_OK) == 0 ? 0 : error_set_errno(err, FAILURE_SYSTEM, errno, "%s", buf);
+}
+
 /* ---- options that are godwit's ---- */
 
 static const struct {
@@ -155,9 +175,17 @@ static int check_short(const char *argument, struct error *err)
     return 0;
 }
 
-int criu_check_options(char *const *args, struct error *err)
+size_t criu_count_options(char *const *args)
 {
-    for (; *args; args++) {
+    size_t count = 0;
+    while (args && args[count])
+        count++;
+    return count;
+}
+
+int criu_check_options(char *const *args, size_t count, struct error *err)
+{
+    for (; count > 0; args++, count--) {
         int r = strncmp(*args, "--", 2) == 0 ? check_long(*args, err)
                 : (*args)[0] == '-'          ? check_short(*args, err)
                                              : 0;
@@ -220,6 +248,8 @@ static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_
                  (unsigned long long)(how->hook_silence_usec / USEC_PER_MSEC));
         setenv("GODWIT_HOOK_SILENCE", number, 1);
         setenv("GODWIT_HOOK_WORKDIR", how->hook_workdir, 1);
+        if (how->hook_journal)
+            setenv("GODWIT_HOOK_JOURNAL", how->hook_journal, 1);
     }
     if (how->ignore_interrupt)
         signal(SIGINT, SIG_IGN);
@@ -228,22 +258,102 @@ static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_
     _exit(127);
 }
 
+static pid_t pidfd_of_child(pid_t pid, int *ret_pidfd, struct error *err)
+{
+    if (pid < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "starting criu");
+    *ret_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (*ret_pidfd >= 0)
+        return pid;
+    error_set_errno(err, FAILURE_SYSTEM, errno, "pidfd_open");
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    return -1;
+}
+
 pid_t criu_start(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
                  struct error *err)
 {
     pid_t pid = fork();
     if (pid == 0)
         criu_exec(args, how);
-    if (pid < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "starting criu");
-    *ret_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (*ret_pidfd < 0) {
-        int saved = errno;
-        kill(pid, SIGKILL);
-        waitpid(pid, NULL, 0);
-        return error_set_errno(err, FAILURE_SYSTEM, saved, "pidfd_open");
+    return pidfd_of_child(pid, ret_pidfd, err);
+}
+
+/* ---- with a keeper ---- */
+
+void criu_kill_children(void)
+{
+    for (;;) {
+        pid_t children[64];
+        size_t count = 0;
+        FILE *file = fopen("/proc/thread-self/children", "re");
+        while (file && count < ARRAY_SIZE(children) && fscanf(file, "%d", &children[count]) == 1)
+            count++;
+        if (file)
+            fclose(file);
+        if (count == 0)
+            return;
+        for (size_t i = 0; i < count; i++) {
+            kill(children[i], SIGKILL);
+            while (waitpid(children[i], NULL, 0) < 0 && errno == EINTR)
+                ;
+        }
     }
-    return pid;
+}
+
+static volatile pid_t kept; /* in a keeper: criu */
+
+static void on_stop(int signal_number)
+{
+    (void)signal_number;
+    if (kept > 0)
+        kill(kept, SIGKILL);
+}
+
+static _Noreturn void keep(const struct criu_args *args, const struct criu_spawn *how)
+{
+    /* Nothing of the caller's may stay open here: its peers have to see when it dies. */
+    for (size_t i = 0; i < how->keep_count; i++)
+        keep_descriptor(how->keep[i]);
+    if (how->keep_count == 0)
+        close_range(STDERR_FILENO + 1, ~0u, 0);
+    struct sigaction stop = {.sa_handler = on_stop}, ignore = {.sa_handler = SIG_IGN};
+    sigset_t term, before;
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    sigprocmask(SIG_SETMASK, &term, NULL);
+    sigemptyset(&before);
+    sigaction(SIGTERM, &stop, NULL);
+    sigaction(SIGINT, &ignore, NULL);
+    sigaction(SIGHUP, &ignore, NULL);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    pid_t criu = fork();
+    if (criu == 0) {
+        signal(SIGTERM, SIG_DFL);
+        signal(SIGHUP, SIG_DFL);
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        criu_exec(args, how);
+    }
+    kept = criu;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    int status = 0;
+    while (criu > 0 && waitpid(criu, &status, 0) < 0 && errno == EINTR)
+        ;
+    kept = 0;
+    int code = criu > 0 ? criu_exit_status(status) : 127;
+    if (code != 0)
+        criu_kill_children();
+    _exit(code);
+}
+
+pid_t criu_start_kept(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
+                      struct error *err)
+{
+    pid_t pid = fork();
+    if (pid == 0)
+        keep(args, how);
+    return pidfd_of_child(pid, ret_pidfd, err);
 }
 
 int criu_exit_status(int wait_status)
@@ -279,4 +389,17 @@ bool criu_first_error(const char *log, char *buf, size_t size)
     if (file)
         fclose(file);
     return found;
+}
+
+void criu_explain(const char *what, int exit_status, const char *log, struct error *ret)
+{
+    char line[300];
+    if (criu_first_error(log, line, sizeof(line)))
+        error_set(ret, FAILURE_CRIU, "%s failed: %s (log: %.100s)", what, line, log);
+    else if (criu_killed_by(exit_status))
+        error_set(ret, FAILURE_CRIU, "%s was killed by signal %d", what,
+                  criu_killed_by(exit_status));
+    else
+        error_set(ret, FAILURE_CRIU, "%s ended with status %d (log: %.200s)", what, exit_status,
+                  log);
 }

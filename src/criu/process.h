@@ -12,11 +12,18 @@
  */
 char *criu_find(const char *chosen, struct error *err);
 
+/* Path of godwit-hook: $GODWIT_HOOK, else beside this program, else where it is installed.  0, or
+ * -1 with *err set. */
+int criu_find_hook(char *buf, size_t size, struct error *err);
+
 /*
  * Whether an option that the user passes on to criu is one that godwit must own; then a line about
- * it in *err (FAILURE_USAGE) and -1.  args ends with NULL.
+ * it in *err (FAILURE_USAGE) and -1.
  */
-int criu_check_options(char *const *args, struct error *err);
+int criu_check_options(char *const *args, size_t count, struct error *err);
+
+/* The length of a list that ends with NULL, or is NULL. */
+size_t criu_count_options(char *const *args);
 
 /* A growing argument list; strings are copied.  Out of memory ends the program: it is a command's.
  */
@@ -34,18 +41,35 @@ struct criu_spawn {
     const char *hook_workdir; /* NULL: no hook environment */
     uint64_t hook_token;
     uint64_t hook_silence_usec;
-    bool ignore_interrupt; /* Ctrl-C is for godwit, which tells criu in its own way */
+    const char *hook_journal; /* NULL: none */
+    bool ignore_interrupt;    /* Ctrl-C is for godwit, which tells criu in its own way */
 };
 
 /* Starts it; a child of the caller.  pid and *ret_pidfd, or -1 with *err set. */
 pid_t criu_start(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
                  struct error *err);
 
+/*
+ * The same under a keeper, a process between the caller and criu that survives the caller: when
+ * criu fails or is killed, the keeper kills what criu had built, and then ends with criu's exit
+ * status. What criu restored well outlives it, as a child of init.  SIGTERM to the keeper kills
+ * criu.  pid of the keeper and *ret_pidfd, or -1 with *err set.  The caller has one thread.
+ */
+pid_t criu_start_kept(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
+                      struct error *err);
+
+/* Kills and reaps all children of this process, and what becomes its child by that (it is their
+ * subreaper). */
+void criu_kill_children(void);
+
 /* Exit status from a wait status: 128 + signal when killed. */
 int criu_exit_status(int wait_status);
 
 /* The signal that such a status tells of, or 0: criu itself ends with 1 or 255 when it fails. */
 int criu_killed_by(int exit_status);
+
+/* Why a criu failed, in words: the first error of its log, and where that is. */
+void criu_explain(const char *what, int exit_status, const char *log, struct error *ret);
 
 /* The first line of a log that tells of an error, without its time stamp; false when there is none.
  * Lines that CRIU logs as errors on success as well are passed over. */

@@ -9,6 +9,8 @@
 #include <systemd/sd-daemon.h>
 
 #include "base/io.h"
+#include "criu/process.h"
+#include "migrate/preflight.h"
 #include "migrate/receiver.h"
 
 #define SERVE_SOCKET "streamer-serve.sock"
@@ -18,6 +20,9 @@ enum {
     SESSIONS_MAX = 256,   /* snapshots arriving on one link at once */
     MEMORY_PER_CENT = 80, /* of what is available: the default limit */
 };
+
+/* How long a cache that was started on demand waits for something to do. */
+#define IDLE_USEC (2 * USEC_PER_SEC)
 
 /* One link to an image-proxy. */
 struct peer {
@@ -125,6 +130,8 @@ static void on_held(struct receiver *receiver, struct snapshot *snapshot, void *
     char size[24];
     log_info(&peer->cache->daemon.log, "snapshot %s: complete, %u images, %s, from %s",
              snapshot->id, snapshot->images, format_bytes(snapshot->bytes, size), snapshot->host);
+    if (snapshot->restore)
+        incoming_begin(peer->cache, snapshot);
 }
 
 static void on_dropped(struct receiver *receiver, const char *id, const struct error *err,
@@ -138,7 +145,9 @@ static void on_dropped(struct receiver *receiver, const char *id, const struct e
         daemon_exit(&peer->cache->daemon, (int)err->code);
 }
 
-static const struct receiver_ops receiver_ops = {.held = on_held, .dropped = on_dropped};
+static const struct receiver_ops plain_ops = {.held = on_held, .dropped = on_dropped};
+static const struct receiver_ops accepting_ops = {
+    .accept = true, .held = on_held, .dropped = on_dropped};
 
 /* ---- verdicts ---- */
 
@@ -168,6 +177,27 @@ static void cache_abort(struct cache *cache, struct snapshot *snapshot, const ch
     }
 }
 
+static Godwit__Pb__VerdictAck__Standing cache_take_verdict(struct peer *peer,
+                                                           const Godwit__Pb__Verdict *verdict)
+{
+    struct cache *cache = peer->cache;
+    struct snapshot *snapshot = store_find(cache->store, verdict->id);
+    if (!snapshot || snapshot->state == SNAPSHOT_RECEIVING || snapshot->nonce != verdict->nonce)
+        return GODWIT__PB__VERDICT_ACK__STANDING__UNKNOWN;
+    if (snapshot->restore) {
+        snapshot->origin = peer->link; /* whoever knows the nonce is its source */
+        bool runs = snapshot->state == SNAPSHOT_RESTORED;
+        incoming_verdict(cache, snapshot, verdict->commit, verdict->text);
+        return runs ? GODWIT__PB__VERDICT_ACK__STANDING__RUNS
+                    : GODWIT__PB__VERDICT_ACK__STANDING__TAKEN;
+    }
+    if (verdict->commit)
+        cache_commit(cache, snapshot);
+    else
+        cache_abort(cache, snapshot, verdict->text);
+    return GODWIT__PB__VERDICT_ACK__STANDING__TAKEN;
+}
+
 static int take_verdict(struct peer *peer, const struct frame *frame, const uint8_t *payload,
                         struct error *err)
 {
@@ -176,18 +206,78 @@ static int take_verdict(struct peer *peer, const struct frame *frame, const uint
     if (!message)
         return -1;
     const Godwit__Pb__Verdict *verdict = (const Godwit__Pb__Verdict *)message;
-    /* Heard before or never: the proxy only has to know that it need not say so again. */
+    /* Heard before or never, it is acknowledged: the source need not say so again. */
     Godwit__Pb__VerdictAck ack = GODWIT__PB__VERDICT_ACK__INIT;
     ack.id = verdict->id;
     ack.nonce = verdict->nonce;
+    ack.standing = cache_take_verdict(peer, verdict);
     link_send(peer->link, FRAME_VERDICT_ACK, 0, 0, &ack.base);
-    struct snapshot *snapshot = store_find(peer->cache->store, verdict->id);
-    if (!snapshot || snapshot->state == SNAPSHOT_RECEIVING || snapshot->nonce != verdict->nonce)
-        return 0;
-    if (verdict->commit)
-        cache_commit(peer->cache, snapshot);
-    else
-        cache_abort(peer->cache, snapshot, verdict->text);
+    return 0;
+}
+
+/* ---- migrations ---- */
+
+struct link *cache_link(struct cache *cache, const void *origin)
+{
+    for (struct peer *peer = cache->peers; peer; peer = peer->next) {
+        if (peer->link == origin && link_is_up(peer->link))
+            return peer->link;
+    }
+    return NULL;
+}
+
+void cache_check_idle(struct cache *cache)
+{
+    const struct daemon_options *options = cache->daemon.options;
+    bool wanted = options->on_demand || (options->accept && options->once && cache->served);
+    if (!wanted || cache->peers || cache->claims || cache->serves)
+        return;
+    for (struct snapshot *s = store_first(cache->store); s; s = s->next) {
+        if (s->restore && s->state != SNAPSHOT_READY && s->state != SNAPSHOT_RESTORED)
+            return;
+    }
+    if (now_usec() - cache->busy_usec > IDLE_USEC || !options->on_demand)
+        daemon_exit(&cache->daemon, 0);
+}
+
+static int take_check(struct peer *peer, const struct frame *frame, const uint8_t *payload,
+                      struct error *err)
+{
+    struct cache *cache = peer->cache;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__facts__descriptor, payload, frame->length, err);
+    if (!message)
+        return -1;
+    const struct budget *budget = store_budget(cache->store);
+    struct findings findings = {0};
+    if (!cache->daemon.options->accept)
+        findings_add(&findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "accept",
+                     "start godwit image-cache there with --accept",
+                     "the image-cache starts no restores by itself");
+    preflight_judge((const Godwit__Pb__Facts *)message, cache->criu,
+                    budget->limit - MIN(budget->used, budget->limit), &findings);
+    Godwit__Pb__Findings answer = GODWIT__PB__FINDINGS__INIT;
+    answer.findings = findings.list;
+    answer.n_findings = findings.count;
+    /* What does not fit is of the kind that is told already. */
+    while (godwit__pb__findings__get_packed_size(&answer) > WIRE_CONTROL_MAX)
+        answer.n_findings /= 2;
+    link_send(peer->link, FRAME_CHECKED, 0, 0, &answer.base);
+    findings_free(&findings);
+    return 0;
+}
+
+static int take_settled(struct peer *peer, const struct frame *frame, const uint8_t *payload,
+                        struct error *err)
+{
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__standing__descriptor, payload, frame->length, err);
+    if (!message)
+        return -1;
+    const Godwit__Pb__Standing *standing = (const Godwit__Pb__Standing *)message;
+    struct snapshot *snapshot = store_find(peer->cache->store, standing->id);
+    if (snapshot && snapshot->restore && snapshot->nonce == standing->nonce)
+        incoming_settled(peer->cache, snapshot);
     return 0;
 }
 
@@ -223,8 +313,10 @@ static int peer_begin(struct peer *peer, const struct frame *frame, const uint8_
         return error_set(err, FAILURE_PEER,
                          "the peer broke the protocol: session %u is open, or there are too many",
                          frame->session);
-    struct receiver *receiver = receiver_new(peer->cache->store, peer->link, peer->host, frame,
-                                             payload, &receiver_ops, peer, err);
+    const struct receiver_ops *ops =
+        peer->cache->daemon.options->accept ? &accepting_ops : &plain_ops;
+    struct receiver *receiver =
+        receiver_new(peer->cache->store, peer->link, peer->host, frame, payload, ops, peer, err);
     if (!receiver)
         return -1;
     peer->receivers[peer->receiver_count++] = receiver;
@@ -240,6 +332,10 @@ static int on_control(struct link *link, const struct frame *frame, const uint8_
         return take_verdict(peer, frame, payload, err);
     if (frame->type == FRAME_SNAPSHOT_BEGIN)
         return peer_begin(peer, frame, payload, err);
+    if (frame->type == FRAME_CHECK)
+        return take_check(peer, frame, payload, err);
+    if (frame->type == FRAME_SETTLED)
+        return take_settled(peer, frame, payload, err);
     struct receiver **at = peer_find(peer, frame->session);
     if (!at)
         return peer_no_session(frame, err);
@@ -279,8 +375,10 @@ static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
 /* What the link's other end has not told of is in doubt from now on. */
 static void peer_doubt(struct peer *peer)
 {
-    for (struct snapshot *s = store_first(peer->cache->store); s; s = s->next) {
-        if (s->state != SNAPSHOT_HELD || s->origin != peer->link)
+    for (struct snapshot *s = store_first(peer->cache->store), *next; s; s = next) {
+        next = s->next;
+        if (s->origin != peer->link || incoming_link_down(peer->cache, s) ||
+            s->state != SNAPSHOT_HELD)
             continue;
         s->origin = NULL;
         cache_set_state(peer->cache, s, SNAPSHOT_DOUBT);
@@ -326,6 +424,7 @@ static void on_down(struct link *link, const struct error *err, void *user)
     peer_free(peer);
     if (cache->daemon.options->ps_socket >= 0 && !store_first(cache->store))
         daemon_exit(&cache->daemon, (int)reason.code);
+    cache_check_idle(cache);
 }
 
 static const struct link_ops link_ops = {
@@ -430,16 +529,54 @@ static void cache_forget(struct cache *cache, struct client *client,
         error_set(&err, FAILURE_NOT_FOUND, "snapshot %s: the image-cache has no such snapshot", id);
         client_fail(client, &err);
     } else if (snapshot->state == SNAPSHOT_RECEIVING || snapshot->state == SNAPSHOT_HELD ||
-               snapshot->state == SNAPSHOT_RESTORING) {
+               snapshot->state == SNAPSHOT_RESTORING || snapshot->state == SNAPSHOT_PREPARED) {
         error_set(&err, FAILURE_BUSY, "snapshot %s: is %s", id,
                   snapshot_state_name(snapshot->state));
         client_fail(client, &err);
     } else {
         claims_snapshot_forgotten(cache, snapshot);
         serves_snapshot_forgotten(cache, snapshot);
+        incoming_forget(cache, snapshot);
         snapshot_remove(snapshot);
         client_done(client, 0);
     }
+}
+
+static void cache_resolve(struct cache *cache, struct client *client,
+                          const struct local_packet *packet)
+{
+    struct error err;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__resolve__descriptor, packet->bytes, packet->length, &err);
+    const Godwit__Pb__Resolve *resolve = (const Godwit__Pb__Resolve *)message;
+    struct snapshot *snapshot = resolve ? store_find(cache->store, resolve->id) : NULL;
+    int r = message ? 0 : -1;
+    if (r == 0 && (!snapshot || !snapshot->restore))
+        r = error_set(&err, FAILURE_NOT_FOUND, "%s: no migration of this name came here",
+                      resolve->id);
+    if (r == 0)
+        r = incoming_resolve(cache, snapshot, resolve->resume, &err);
+    if (r < 0)
+        client_fail(client, &err);
+    else
+        client_done(client, 0);
+}
+
+/* Somebody brings a connection. */
+static void cache_attach(struct cache *cache, struct client *client, struct local_packet *packet)
+{
+    int fd = TAKE_FD(packet->fds[0]);
+    int r = fd < 0 ? -EBADF : set_nonblocking(fd, true);
+    if (r >= 0)
+        r = cache_take_socket(cache, fd);
+    struct error err;
+    if (r < 0) {
+        error_set_errno(&err, FAILURE_SYSTEM, r, "the connection");
+        client_fail(client, &err);
+        return;
+    }
+    cache->busy_usec = now_usec();
+    client_done(client, 0);
 }
 
 static void cache_hook(struct cache *cache, struct client *client,
@@ -452,7 +589,8 @@ static void cache_hook(struct cache *cache, struct client *client,
     }
     memcpy((char *)&ask + sizeof(ask.kind), packet->bytes, packet->length);
     ask.action[sizeof(ask.action) - 1] = '\0';
-    bool known = ask.token ? claim_hook(cache, client, &ask) : serve_hook(cache, client, &ask);
+    bool known = ask.token ? claim_hook(cache, client, &ask) || incoming_hook(cache, client, &ask)
+                           : serve_hook(cache, client, &ask);
     if (!known)
         client_hook(client, HOOK_NO, "the cache knows no such restore");
 }
@@ -474,6 +612,12 @@ static void on_packet(struct daemon *daemon, struct client *client, struct local
     case LOCAL_FORGET:
         cache_forget(cache, client, packet);
         return;
+    case LOCAL_RESOLVE:
+        cache_resolve(cache, client, packet);
+        return;
+    case LOCAL_ATTACH:
+        cache_attach(cache, client, packet);
+        return;
     case LOCAL_STATUS:
         cache_status(cache, client);
         return;
@@ -486,11 +630,14 @@ static void on_packet(struct daemon *daemon, struct client *client, struct local
 static void on_gone(struct daemon *daemon, struct client *client)
 {
     claims_client_gone(daemon->user, client);
+    incomings_client_gone(daemon->user, client);
 }
 
 static void on_tick(struct daemon *daemon)
 {
     claims_tick(daemon->user);
+    incomings_tick(daemon->user);
+    cache_check_idle(daemon->user);
 }
 
 static const struct daemon_ops daemon_ops = {.packet = on_packet, .gone = on_gone, .tick = on_tick};
@@ -575,6 +722,12 @@ static int cache_open(struct cache *cache, const struct daemon_options *options,
         return error_set_errno(err, FAILURE_SYSTEM, r, "%s/%s", cache->daemon.workdir_path,
                                SERVE_SOCKET);
     sd_event_source_set_io_fd_own(cache->serve_listener, true);
+    if (options->accept)
+        cache->criu = criu_find(options->criu, &cache->criu_error);
+    cache->busy_usec = now_usec();
+    incomings_load(cache);
+    if (options->on_demand)
+        return 0;
     if (options->ps_socket < 0)
         return cache_listen(cache, err);
     r = cache_take_socket(cache, options->ps_socket);
@@ -586,6 +739,7 @@ static void cache_close(struct cache *cache)
 {
     claims_free(cache);
     serves_free(cache);
+    incomings_free(cache);
     while (cache->peers) {
         struct peer *peer = cache->peers;
         struct error goodbye = {.code = FAILURE_NONE, .text = ""};
@@ -593,6 +747,9 @@ static void cache_close(struct cache *cache)
             link_goodbye(peer->link, &goodbye);
         peer_free(peer);
     }
+    struct target target = daemon_target(cache->daemon.options);
+    if (target.kind == TARGET_UNIX && cache->listeners[0])
+        unlink(target.rest);
     for (size_t i = 0; i < ARRAY_SIZE(cache->listeners); i++)
         sd_event_source_disable_unref(cache->listeners[i]);
     if (cache->serve_listener)
@@ -603,6 +760,7 @@ static void cache_close(struct cache *cache)
                  snapshot_state_name(s->state));
     store_close(cache->store);
     daemon_close(&cache->daemon);
+    free(cache->criu);
 }
 
 int cache_run(const struct daemon_options *options, struct error *err)

@@ -6,6 +6,7 @@
  *
  *   cache.c    the daemon: listeners, links, what is held for whom
  *   claim.c    one restore through `godwit restore`: waiting, restoring, started
+ *   incoming.c one migration: restored here without being asked for
  *   serve.c    one restore through the serve socket of criu --stream
  */
 #include "daemon/daemon.h"
@@ -15,6 +16,7 @@
 struct peer;
 struct claim;
 struct serve;
+struct incoming;
 
 struct cache {
     struct daemon daemon;
@@ -24,7 +26,12 @@ struct cache {
     struct peer *peers;
     struct claim *claims;
     struct serve *serves;
+    struct incoming *incomings;
     unsigned peer_count;
+    bool served;        /* a migration has come to its end */
+    uint64_t busy_usec; /* when somebody last brought a connection */
+    char *criu;         /* with --accept; NULL: there is none, and criu_error tells why */
+    struct error criu_error;
 };
 
 /* Runs the daemon.  Exit status, or -1 with *err set. */
@@ -51,6 +58,33 @@ void cache_snapshot_restored(struct cache *cache, struct snapshot *snapshot, boo
 /* The next snapshot for somebody who does not name one: the oldest that is ready and not kept from
  * an earlier restore.  *ret_count: how many there are. */
 struct snapshot *cache_next_ready(struct cache *cache, unsigned *ret_count);
+
+/* The link that is still there, or NULL. */
+struct link *cache_link(struct cache *cache, const void *origin);
+
+/* Ends a cache that was started for a migration, when there is nothing left to do. */
+void cache_check_idle(struct cache *cache);
+
+/* godwit migrate.  A snapshot that wants it is whole. */
+void incoming_begin(struct cache *cache, struct snapshot *snapshot);
+/* False: the question is not about a migration. */
+bool incoming_hook(struct cache *cache, struct client *client, const struct hook_ask *ask);
+/* The source's word, and the link's end.  False: the snapshot is no migration's. */
+bool incoming_verdict(struct cache *cache, struct snapshot *snapshot, bool commit,
+                      const char *text);
+bool incoming_link_down(struct cache *cache, struct snapshot *snapshot);
+/* The source knows that the process runs here. */
+void incoming_settled(struct cache *cache, struct snapshot *snapshot);
+/* The operator's word.  0, or -1 with *err set. */
+int incoming_resolve(struct cache *cache, struct snapshot *snapshot, bool resume,
+                     struct error *err);
+/* The snapshot is about to be removed. */
+void incoming_forget(struct cache *cache, const struct snapshot *snapshot);
+void incomings_client_gone(struct cache *cache, struct client *client);
+void incomings_tick(struct cache *cache);
+/* Takes over what an earlier cache left in the store. */
+void incomings_load(struct cache *cache);
+void incomings_free(struct cache *cache);
 
 /* godwit restore. */
 void claim_open(struct cache *cache, struct client *client, const struct local_packet *packet);

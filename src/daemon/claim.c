@@ -104,6 +104,10 @@ static int claim_check(const struct claim *claim, const struct snapshot *snapsho
         return 0;
     case SNAPSHOT_READY:
         return 1;
+    case SNAPSHOT_PREPARED:
+    case SNAPSHOT_RESTORED:
+        return error_set(err, FAILURE_BUSY,
+                         "snapshot %s: belongs to a migration, see godwit resolve", snapshot->id);
     case SNAPSHOT_RESTORING:
         return error_set(err, FAILURE_BUSY, "snapshot %s: is being restored already", snapshot->id);
     case SNAPSHOT_STARTED:

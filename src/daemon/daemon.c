@@ -29,37 +29,6 @@ struct target daemon_target(const struct daemon_options *options)
         .kind = TARGET_TCP, .host = (char *)address, .port = (char *)options->port};
 }
 
-/* ---- the work-dir ---- */
-
-static int make_directories(const char *path)
-{
-    char copy[PATH_MAX];
-    if (snprintf(copy, sizeof(copy), "%s", path) >= (int)sizeof(copy))
-        return -ENAMETOOLONG;
-    for (char *slash = strchr(copy + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        if (mkdir(copy, 0755) < 0 && errno != EEXIST)
-            return -errno;
-        *slash = '/';
-    }
-    return mkdir(copy, 0700) < 0 && errno != EEXIST ? -errno : 0;
-}
-
-int workdir_open(const char *path, bool create)
-{
-    int r = create ? make_directories(path) : 0;
-    if (r < 0)
-        return r;
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return -errno;
-    /* Whoever can write there could put a socket of their own in the place of a daemon's. */
-    if (st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH))
-        return -EPERM;
-    return TAKE_FD(fd);
-}
-
 /* ---- clients ---- */
 
 static void client_close(struct client *client)

@@ -24,6 +24,9 @@ struct daemon_options {
     int ps_socket; /* a connected socket instead of address and port; -EBADF: none */
     bool insecure;
     bool once;
+    bool accept;           /* cache: start restores when a migration asks */
+    bool on_demand;        /* cache: started for one that asks by LOCAL_ATTACH; listens nowhere */
+    const char *criu;      /* cache: NULL: as criu_find() finds it */
     uint64_t memory_limit; /* of the cache, bytes; 0: 80 % of what is available */
     uint64_t silence_usec;
     enum log_level log_level;
@@ -88,10 +91,6 @@ void client_progress(struct client *client, uint64_t bytes, const char *phase);
 
 /* The answer to a hook.  0, or a negative errno: it has not been told. */
 int client_hook(struct client *client, uint32_t kind, const char *text);
-
-/* Opens a work-dir for a client or a daemon; the path must not be a link.  fd, or a negative errno.
- */
-int workdir_open(const char *path, bool create);
 
 /* accept4() for a loop: a non-blocking socket, or -1. */
 int daemon_accept(int fd);

@@ -24,6 +24,9 @@ enum local_kind {
     LOCAL_RESTORE_READY = 31,
 
     LOCAL_FORGET = 40,
+    LOCAL_RESOLVE = 41, /* Resolve: the operator's word on a migration */
+    LOCAL_ATTACH =
+        42, /* with one descriptor: a connected stream socket that is a link from now on */
     LOCAL_STATUS = 50,
     LOCAL_STATUS_DAEMON = 51,   /* Status */
     LOCAL_STATUS_SNAPSHOT = 52, /* StatusSnapshot, one packet each, then LOCAL_DONE */

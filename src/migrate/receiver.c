@@ -11,6 +11,7 @@
 #include "base/io.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
+#include "criu/process.h"
 
 enum {
     ITEMS_MAX = 100000,
@@ -130,6 +131,9 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
                          "snapshot id: 1 to %d letters, digits, dots, dashes and underscores, not "
                          "beginning with a dot",
                          WIRE_ID_MAX);
+    if (begin->restore && !receiver->ops->accept)
+        return error_set(err, FAILURE_USAGE,
+                         "the image-cache there starts no restores: give it --accept");
     struct snapshot *snapshot = snapshot_create(store, begin->id, err);
     if (!snapshot)
         return -1;
@@ -143,7 +147,11 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
     snapshot->host = strdup(host);
     if (!snapshot->command || !snapshot->host)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", begin->id);
-    return 0;
+    snapshot->restore = begin->restore;
+    if (begin->n_options > 0 && criu_check_options(begin->options, begin->n_options, err) < 0)
+        return -1;
+    int r = snapshot_set_options(snapshot, begin->options, begin->n_options);
+    return r < 0 ? error_set_errno(err, FAILURE_USAGE, r, "options for criu") : 0;
 }
 
 struct receiver *receiver_new(struct store *store, struct link *link, const char *host,

@@ -18,6 +18,8 @@
 struct receiver;
 
 struct receiver_ops {
+    /* Snapshots that want to be restored here and now are welcome. */
+    bool accept;
     /* Whole, checked and written down as HELD; the acknowledgement is on its way. */
     void (*held)(struct receiver *receiver, struct snapshot *snapshot, void *user);
     /* Refused or aborted; the snapshot is gone.  err->text tells why. */

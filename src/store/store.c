@@ -14,6 +14,9 @@
 enum {
     SNAPSHOTS_MAX = 1000,       /* two descriptors each */
     SNAPSHOT_CHARGE = 16 << 10, /* what one costs besides its data */
+    ABOUT_MAX = 24 << 10,       /* of the file "about" */
+    OPTIONS_MAX = 100,
+    OPTIONS_BYTES_MAX = 8 << 10,
 };
 
 struct store {
@@ -30,7 +33,8 @@ struct store {
 static const char *const state_names[] = {
     [SNAPSHOT_RECEIVING] = "receiving", [SNAPSHOT_HELD] = "held",
     [SNAPSHOT_READY] = "ready",         [SNAPSHOT_RESTORING] = "restoring",
-    [SNAPSHOT_DOUBT] = "in-doubt",      [SNAPSHOT_STARTED] = "started",
+    [SNAPSHOT_DOUBT] = "in-doubt",      [SNAPSHOT_PREPARED] = "prepared",
+    [SNAPSHOT_STARTED] = "started",     [SNAPSHOT_RESTORED] = "restored",
 };
 
 const char *snapshot_state_name(enum snapshot_state state)
@@ -55,8 +59,10 @@ static int state_after_restart(const char *name, enum snapshot_state *ret)
         case SNAPSHOT_DOUBT:
             *ret = SNAPSHOT_DOUBT;
             return 0;
+        case SNAPSHOT_PREPARED:
         case SNAPSHOT_STARTED:
-            *ret = SNAPSHOT_STARTED;
+        case SNAPSHOT_RESTORED:
+            *ret = (enum snapshot_state)i;
             return 0;
         }
     }
@@ -147,6 +153,9 @@ static struct snapshot *snapshot_free(struct snapshot *snapshot)
     free(snapshot->id);
     free(snapshot->command);
     free(snapshot->host);
+    for (char **option = snapshot->options; option && *option; option++)
+        free(*option);
+    free(snapshot->options);
     free(snapshot);
     return NULL;
 }
@@ -217,24 +226,39 @@ struct snapshot *snapshot_create(struct store *store, const char *id, struct err
     return snapshot;
 }
 
+/* The text of "about", in a stream of its own memory. */
+static void snapshot_print_about(const struct snapshot *snapshot, FILE *out)
+{
+    fprintf(out, "state=%s\nfallback=%s\nkept=%d\npid=%u\nnonce=%llu\n",
+            snapshot_state_name(snapshot->state), snapshot_state_name(snapshot->fallback),
+            snapshot->kept, snapshot->pid, (unsigned long long)snapshot->nonce);
+    fprintf(out, "charge=%llu\nbytes=%llu\nimages=%u\nhost=%s\ncommand=%s\n",
+            (unsigned long long)snapshot->charge, (unsigned long long)snapshot->bytes,
+            snapshot->images, snapshot->host, snapshot->command);
+    if (!snapshot->restore)
+        return;
+    fprintf(out, "restore=1\ntold_prepared=%d\ntoken=%llu\n", snapshot->told_prepared,
+            (unsigned long long)snapshot->token);
+    for (char **option = snapshot->options; option && *option; option++)
+        fprintf(out, "option=%s\n", *option);
+}
+
 static int snapshot_write_about(const struct snapshot *snapshot)
 {
-    char text[8192 + 1024];
-    int n = snprintf(
-        text, sizeof(text),
-        "state=%s\nfallback=%s\nkept=%d\npid=%u\nnonce=%llu\ncharge=%llu\nbytes=%llu\nimages=%"
-        "u\nhost=%s\ncommand=%s\n",
-        snapshot_state_name(snapshot->state), snapshot_state_name(snapshot->fallback),
-        snapshot->kept, snapshot->pid, (unsigned long long)snapshot->nonce,
-        (unsigned long long)snapshot->charge, (unsigned long long)snapshot->bytes, snapshot->images,
-        snapshot->host, snapshot->command);
-    if (n >= (int)sizeof(text))
+    char text[ABOUT_MAX];
+    FILE *out = fmemopen(text, sizeof(text), "w");
+    if (!out)
+        return -errno;
+    snapshot_print_about(snapshot, out);
+    long length = ftell(out);
+    bool whole = !ferror(out);
+    if (fclose(out) != 0 || !whole || length >= ABOUT_MAX - 1)
         return -EMSGSIZE;
     _cleanup_close_ int fd =
         openat(snapshot->dirfd, "about.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0)
         return -errno;
-    int r = write_all(fd, text, (size_t)n);
+    int r = write_all(fd, text, (size_t)length);
     if (r < 0)
         return r;
     return renameat(snapshot->dirfd, "about.new", snapshot->dirfd, "about") < 0 ? -errno : 0;
@@ -248,6 +272,40 @@ int snapshot_set_state(struct snapshot *snapshot, enum snapshot_state state)
     if (r < 0)
         snapshot->state = before;
     return r;
+}
+
+static int snapshot_add_option(struct snapshot *snapshot, const char *option)
+{
+    size_t count = 0, bytes = strlen(option);
+    for (; snapshot->options && snapshot->options[count]; count++)
+        bytes += strlen(snapshot->options[count]);
+    if (count >= OPTIONS_MAX || bytes > OPTIONS_BYTES_MAX)
+        return -E2BIG;
+    char **grown = realloc(snapshot->options, (count + 2) * sizeof(char *));
+    if (!grown)
+        return -ENOMEM;
+    snapshot->options = grown;
+    grown[count] = strdup(option);
+    if (!grown[count])
+        return -ENOMEM;
+    grown[count + 1] = NULL;
+    return 0;
+}
+
+int snapshot_set_options(struct snapshot *snapshot, char *const *options, size_t count)
+{
+    int r = 0;
+    for (size_t i = 0; i < count && r == 0; i++)
+        r = snapshot_add_option(snapshot, options[i]);
+    return r;
+}
+
+void snapshot_remove_images(struct snapshot *snapshot)
+{
+    empty_directory(snapshot->imagefd);
+    if (snapshot->charge > SNAPSHOT_CHARGE)
+        budget_refund(&snapshot->store->budget, snapshot->charge - SNAPSHOT_CHARGE);
+    snapshot->charge = MIN(snapshot->charge, (uint64_t)SNAPSHOT_CHARGE);
 }
 
 struct snapshot *snapshot_remove(struct snapshot *snapshot)
@@ -301,6 +359,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         return replace_string(&snapshot->host, value);
     if (strcmp(line, "command") == 0)
         return replace_string(&snapshot->command, value);
+    if (strcmp(line, "option") == 0)
+        return snapshot_add_option(snapshot, value);
     if (parse_number(value, UINT64_MAX, &number) < 0)
         return 0; /* of a newer release */
     if (strcmp(line, "pid") == 0)
@@ -315,12 +375,18 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         snapshot->images = (uint32_t)number;
     else if (strcmp(line, "kept") == 0)
         snapshot->kept = number;
+    else if (strcmp(line, "restore") == 0)
+        snapshot->restore = number;
+    else if (strcmp(line, "told_prepared") == 0)
+        snapshot->told_prepared = number;
+    else if (strcmp(line, "token") == 0)
+        snapshot->token = number;
     return 0;
 }
 
 static int snapshot_read_about(struct snapshot *snapshot)
 {
-    char text[8192 + 1024];
+    char text[ABOUT_MAX];
     _cleanup_close_ int fd = openat(snapshot->dirfd, "about", O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return -errno;
@@ -334,6 +400,9 @@ static int snapshot_read_about(struct snapshot *snapshot)
         if (r < 0)
             return r;
     }
+    /* The source has not heard that it is prepared, so it has not ended its process. */
+    if (snapshot->restore && !snapshot->told_prepared && snapshot->state != SNAPSHOT_READY)
+        return -ENOENT;
     /* The hook of a criu that restores it cannot reach us, so it will not let it run. */
     if (snapshot->state == SNAPSHOT_RESTORING)
         snapshot->state = snapshot->fallback;
@@ -354,7 +423,8 @@ static int store_load_one(struct store *store, const char *id)
         return r;
     }
     /* Over the limit or not, what is here is here. */
-    snapshot->charge = MAX(snapshot->charge, snapshot->bytes);
+    if (snapshot->state != SNAPSHOT_RESTORED)
+        snapshot->charge = MAX(snapshot->charge, snapshot->bytes);
     store->budget.used += snapshot->charge;
     store_add(store, snapshot);
     return 0;
@@ -394,6 +464,28 @@ static int store_load(struct store *store, struct error *err)
     }
     closedir(dir);
     return r < 0 ? -1 : 0;
+}
+
+void store_peek(const char *path, void (*each)(const struct snapshot *snapshot, void *user),
+                void *user)
+{
+    struct store store = {.dirfd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+    int copy = store.dirfd < 0 ? -EBADF : openat(store.dirfd, ".", O_RDONLY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    struct dirent *entry;
+    while (dir && (entry = readdir(dir))) {
+        if (entry->d_name[0] != '.')
+            store_load_one(&store, entry->d_name);
+    }
+    if (dir)
+        closedir(dir);
+    while (store.first) {
+        struct snapshot *snapshot = store.first;
+        each(snapshot, user);
+        store.first = snapshot->next;
+        snapshot_free(snapshot);
+    }
+    close_fd(store.dirfd);
 }
 
 /* ---- the store ---- */

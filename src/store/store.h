@@ -16,6 +16,12 @@
  *       ▼         ▼  ▼       │ └───────────┘             └─▶ READY if criu failed and says so
  *      gone    gone  DOUBT ──┘
  *
+ * A snapshot that came by a migration (`restore`) goes another way, and waits for nobody to ask:
+ *
+ *   RECEIVING ──▶ HELD ──▶ RESTORING ──▶ PREPARED ──▶ STARTED ──▶ RESTORED ──▶ gone
+ *                  ▲            │            │           │
+ *                  └────────────┴────────────┘           └─▶ READY: it could not be started
+ *
  * HELD becomes DOUBT when the link is lost: until the source tells that its process has ended (or
  * an operator does) a restore might run it twice.  STARTED whose restore vanished without a word
  * stays STARTED for the same reason.
@@ -29,7 +35,9 @@ enum snapshot_state {
     SNAPSHOT_HELD,      /* whole and acknowledged; whether the source's process has ended is open */
     SNAPSHOT_READY,     /* may be restored */
     SNAPSHOT_RESTORING, /* criu restore is at work, nothing runs yet */
+    SNAPSHOT_PREPARED,  /* built and standing still; whether it may run is the source's to say */
     SNAPSHOT_STARTED,   /* it was allowed to run: a copy runs here, or may run */
+    SNAPSHOT_RESTORED,  /* it runs here and the images are gone; the source has not settled yet */
     SNAPSHOT_DOUBT,     /* held, and nobody tells whether the source's copy still runs */
 };
 
@@ -45,6 +53,10 @@ struct snapshot {
     bool kept;                    /* restored before, and kept: no longer handed out unless named */
     int dirfd;                    /* of ID/ */
     int imagefd;                  /* of ID/images/ */
+    bool restore;                 /* by a migration: restored without being asked for */
+    bool told_prepared;           /* and the source may have heard that it is prepared */
+    char **options;               /* for that criu restore, ended by NULL; NULL: none */
+    uint64_t token;               /* of that restore's hook */
     uint64_t nonce;               /* the source's: tells snapshots of one id apart */
     uint64_t bytes;
     uint32_t images;
@@ -55,6 +67,11 @@ struct snapshot {
     uint64_t charge;       /* bytes of the budget that its files hold */
     const void *origin;    /* whose it is while RECEIVING or HELD: compared, never followed */
 };
+
+/* Calls each() for every snapshot of a store that no image-cache has open, and changes nothing. The
+ * snapshot is valid during the call. */
+void store_peek(const char *path, void (*each)(const struct snapshot *snapshot, void *user),
+                void *user);
 
 /*
  * Opens the store in the directory `path`, which is made if missing; with `mount`, on a tmpfs of
@@ -77,6 +94,13 @@ struct snapshot *snapshot_create(struct store *store, const char *id, struct err
 /* Changes the state and writes it down, where it must outlive this process.  0, or negative errno.
  */
 int snapshot_set_state(struct snapshot *snapshot, enum snapshot_state state);
+
+/* Sets the options from `count` strings, which are copied.  0, or a negative errno (-E2BIG: more
+ * than can be written down). */
+int snapshot_set_options(struct snapshot *snapshot, char *const *options, size_t count);
+
+/* Removes the images, and gives back what they were charged with; the state stays. */
+void snapshot_remove_images(struct snapshot *snapshot);
 
 /* Removes the snapshot and its files, even while somebody has their directory open, and gives
  * its charge back.  Takes NULL, returns NULL. */

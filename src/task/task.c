@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "task/task.h"
 
+#include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* Opens /proc/PID/name; NULL when there is no such process. */
 static FILE *open_proc(pid_t pid, const char *name)
 {
-    char path[64];
+    char path[128];
     snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
     return fopen(path, "re");
 }
@@ -29,8 +31,10 @@ pid_t task_of_pidfd(int pidfd)
 
 /* What is read of /proc/PID/stat, see proc(5). */
 struct task_stat {
+    char state;
     pid_t parent;
     unsigned flags;
+    unsigned long long started;
 };
 
 static bool task_read_stat(pid_t pid, struct task_stat *ret)
@@ -41,9 +45,11 @@ static bool task_read_stat(pid_t pid, struct task_stat *ret)
         return false;
     const char *end = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
     fclose(file);
-    /* Behind the command, which may hold anything: state, parent, group, session, tty, its group.
-     */
-    return end && sscanf(end + 1, " %*c %d %*d %*d %*d %*d %u", &ret->parent, &ret->flags) == 2;
+    /* Behind the command, which may hold anything: fields 3, 4, 9 and 22. */
+    return end &&
+           sscanf(end + 1,
+                  " %c %d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+                  &ret->state, &ret->parent, &ret->flags, &ret->started) == 4;
 }
 
 bool task_is_dying(pid_t pid)
@@ -67,4 +73,132 @@ pid_t task_parent(pid_t pid)
 {
     struct task_stat stat;
     return task_read_stat(pid, &stat) ? stat.parent : 0;
+}
+
+bool task_is_traced(pid_t pid)
+{
+    struct task_stat stat;
+    return task_read_stat(pid, &stat) && stat.state == 't';
+}
+
+uint64_t task_started(pid_t pid)
+{
+    struct task_stat stat;
+    return task_read_stat(pid, &stat) ? stat.started : 0;
+}
+
+void task_command(pid_t pid, char *buf, size_t size)
+{
+    FILE *file = open_proc(pid, "comm");
+    if (!file || !fgets(buf, (int)size, file))
+        *buf = '\0';
+    if (file)
+        fclose(file);
+    buf[strcspn(buf, "\n")] = '\0';
+    for (char *c = buf; *c; c++) {
+        if ((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7f)
+            *c = '?'; /* a process may call itself anything */
+    }
+}
+
+/* ---- trees ---- */
+
+/* A growing list of process ids, in which those from `next` on have not been looked into. */
+struct pid_list {
+    pid_t *pids;
+    size_t count, room, next;
+};
+
+static int pid_list_add(struct pid_list *list, pid_t pid)
+{
+    if (list->count == list->room) {
+        size_t room = MAX(64, 2 * list->room);
+        pid_t *grown = realloc(list->pids, room * sizeof(pid_t));
+        if (!grown)
+            return -ENOMEM;
+        list->pids = grown;
+        list->room = room;
+    }
+    list->pids[list->count++] = pid;
+    return 0;
+}
+
+/* Adds the children of one thread. */
+static int pid_list_add_children(struct pid_list *list, pid_t pid, const char *tid)
+{
+    char name[64];
+    snprintf(name, sizeof(name), "task/%.16s/children", tid);
+    FILE *file = open_proc(pid, name);
+    int child, r = 0;
+    while (file && r == 0 && fscanf(file, "%d", &child) == 1)
+        r = pid_list_add(list, child);
+    if (file)
+        fclose(file);
+    return r;
+}
+
+static int pid_list_look_into(struct pid_list *list, pid_t pid)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/task", pid);
+    DIR *dir = opendir(path);
+    struct dirent *entry;
+    int r = 0;
+    while (dir && r == 0 && (entry = readdir(dir))) {
+        if (entry->d_name[0] != '.')
+            r = pid_list_add_children(list, pid, entry->d_name);
+    }
+    if (dir)
+        closedir(dir);
+    return r;
+}
+
+static int pid_list_fill(struct pid_list *list, pid_t root)
+{
+    int r = pid_list_add(list, root);
+    while (r == 0 && list->next < list->count)
+        r = pid_list_look_into(list, list->pids[list->next++]);
+    return r;
+}
+
+static int task_tree_open_list(struct task_tree *tree, const struct pid_list *list)
+{
+    tree->fds = calloc(list->count, sizeof(int));
+    if (!tree->fds)
+        return -ENOMEM;
+    for (size_t i = 0; i < list->count; i++) {
+        int fd = (int)syscall(SYS_pidfd_open, list->pids[i], 0);
+        if (fd < 0 && errno != ESRCH)
+            return errno == EMFILE ? -E2BIG : -errno;
+        if (fd >= 0)
+            tree->fds[tree->count++] = fd;
+    }
+    return tree->count > 0 ? 0 : -ESRCH;
+}
+
+int task_tree_open(pid_t root, struct task_tree *ret)
+{
+    *ret = (struct task_tree){0};
+    struct pid_list list = {0};
+    int r = pid_list_fill(&list, root);
+    if (r == 0)
+        r = task_tree_open_list(ret, &list);
+    free(list.pids);
+    if (r < 0)
+        task_tree_close(ret);
+    return r;
+}
+
+void task_tree_kill(const struct task_tree *tree)
+{
+    for (size_t i = 0; i < tree->count; i++)
+        syscall(SYS_pidfd_send_signal, tree->fds[i], SIGKILL, NULL, 0);
+}
+
+void task_tree_close(struct task_tree *tree)
+{
+    for (size_t i = 0; i < tree->count; i++)
+        close_fd(tree->fds[i]);
+    free(tree->fds);
+    *tree = (struct task_tree){0};
 }

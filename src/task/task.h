@@ -16,3 +16,29 @@ bool task_is_dying(pid_t pid);
 
 /* The parent of a process, or 0. */
 pid_t task_parent(pid_t pid);
+
+/* Whether the process stands still under a tracer, as criu's frozen ones do. */
+bool task_is_traced(pid_t pid);
+
+/* The name of a process, for people: printable characters, "" when there is none. */
+void task_command(pid_t pid, char *buf, size_t size);
+
+/* When the process began, in clock ticks since boot (field 22 of /proc/PID/stat): with the pid it
+ * tells a process from a later one of the same number.  0 when there is none. */
+uint64_t task_started(pid_t pid);
+
+/* Descriptors (pidfds) of all processes of a tree. */
+struct task_tree {
+    int *fds;
+    size_t count;
+};
+
+/*
+ * Opens every process of the tree below and with |root|, which must stand still meanwhile.  0, or a
+ * negative errno: -E2BIG when there are more than descriptors; nothing is open then.
+ */
+int task_tree_open(pid_t root, struct task_tree *ret);
+
+/* Queues SIGKILL to all of them; one that has gone already is killed. */
+void task_tree_kill(const struct task_tree *tree);
+void task_tree_close(struct task_tree *tree);

@@ -45,11 +45,17 @@ enum frame_type {
     FRAME_SNAPSHOT_END = 101,
     FRAME_SNAPSHOT_ABORT = 102, /* before the end: Failure */
     FRAME_VERDICT = 103,        /* after the acknowledgement, by id, until it is acknowledged */
+    FRAME_CHECK = 110,          /* Facts: would a migration work?  answered by FRAME_CHECKED */
+    FRAME_SETTLED = 111,        /* Standing: the source has written down that this is over */
     /* a snapshot: cache to proxy */
     FRAME_SNAPSHOT_ACCEPT = 150,
     FRAME_SNAPSHOT_ACK = 151,    /* complete, and every digest agrees */
     FRAME_SNAPSHOT_REFUSE = 152, /* at any time before the acknowledgement: Failure */
     FRAME_VERDICT_ACK = 153,
+    FRAME_CHECKED = 160,        /* Findings */
+    FRAME_PREPARED = 161,       /* Standing: built here and held; the source decides */
+    FRAME_RESTORED = 162,       /* Standing: it runs here */
+    FRAME_RESTORE_FAILED = 163, /* Standing: it does not, and code and text tell why */
 
     /* items of a snapshot: proxy to cache */
     FRAME_IMAGE_BEGIN = 200,

@@ -560,7 +560,7 @@ static int check_words(struct error *err, const char *first, const char *second)
 {
     char *args[] = {(char *)first, (char *)second, NULL};
     *err = (struct error){0};
-    return criu_check_options(args, err);
+    return criu_check_options(args, criu_count_options(args), err);
 }
 
 static void options_of_criu(void **state)

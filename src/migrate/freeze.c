@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrate/freeze.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "base/io.h"
+#include "criu/hook.h"
+
+/* How closely the moment of the freeze is told. */
+#define WATCH_USEC (1 * USEC_PER_MSEC)
+
+/* ---- the hook ---- */
+
+static int freeze_say(struct freeze *freeze, uint32_t kind, const char *text)
+{
+    char packet[sizeof(kind) + 400];
+    memcpy(packet, &kind, sizeof(kind));
+    int n = snprintf(packet + sizeof(kind), sizeof(packet) - sizeof(kind), "%s", text);
+    size_t length = MIN((size_t)n, sizeof(packet) - sizeof(kind) - 1);
+    ssize_t sent =
+        send(freeze->hook_fd, packet, sizeof(kind) + length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return sent < 0 ? -errno : 0;
+}
+
+static void freeze_close_hook(struct freeze *freeze)
+{
+    freeze->hook_io = sd_event_source_disable_unref(freeze->hook_io);
+    freeze->hook_fd = close_fd(freeze->hook_fd);
+}
+
+void freeze_answer(struct freeze *freeze, bool yes, const char *text)
+{
+    if (freeze->hook_fd < 0)
+        return;
+    freeze_say(freeze, yes ? HOOK_YES : HOOK_NO, text);
+    freeze_close_hook(freeze);
+}
+
+void freeze_beat(struct freeze *freeze)
+{
+    if (freeze->hook_fd >= 0)
+        freeze_say(freeze, HOOK_WAIT, "");
+}
+
+static int on_hook(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct freeze *freeze = user;
+    struct hook_ask ask;
+    ssize_t n = recv(fd, &ask, sizeof(ask), MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    bool asks = n == sizeof(ask) && ask.kind == HOOK_ASK && ask.token == freeze->token;
+    if (asks && freeze->tree.count == 0) {
+        freeze->ops->held(freeze, freeze->user);
+        return 0;
+    }
+    freeze_close_hook(freeze);
+    freeze->ops->hook_lost(freeze, freeze->user);
+    return 0;
+}
+
+static int on_hook_connects(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct freeze *freeze = user;
+    int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (accepted < 0)
+        return 0;
+    struct ucred peer = {0};
+    socklen_t length = sizeof(peer);
+    getsockopt(accepted, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+    if (freeze->hook_fd >= 0 ||
+        sd_event_add_io(freeze->event, &freeze->hook_io, accepted, EPOLLIN, on_hook, freeze) < 0) {
+        close_fd(accepted);
+        return 0;
+    }
+    freeze->hook_fd = accepted;
+    freeze->hook_pid = peer.pid;
+    return 0;
+}
+
+/* ---- criu ---- */
+
+static void freeze_reap(struct freeze *freeze)
+{
+    int status = 0;
+    while (waitpid(freeze->criu, &status, 0) < 0 && errno == EINTR)
+        ;
+    freeze->status = criu_exit_status(status);
+    freeze->criu = 0;
+    freeze->watch = sd_event_source_disable_unref(freeze->watch);
+    freeze->criu_io = sd_event_source_disable_unref(freeze->criu_io);
+    freeze->criu_pidfd = close_fd(freeze->criu_pidfd);
+}
+
+static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)fd;
+    (void)events;
+    struct freeze *freeze = user;
+    freeze_reap(freeze);
+    freeze_close_hook(freeze);
+    freeze->ops->ended(freeze, freeze->user);
+    return 0;
+}
+
+static int on_watch(sd_event_source *source, uint64_t usec, void *user)
+{
+    (void)usec;
+    struct freeze *freeze = user;
+    if (task_is_traced(freeze->root)) {
+        freeze->frozen_usec = now_usec();
+        freeze->watch = sd_event_source_disable_unref(freeze->watch);
+        return 0;
+    }
+    sd_event_source_set_time_relative(source, WATCH_USEC);
+    return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+static int freeze_listen(struct freeze *freeze, const char *workdir)
+{
+    int n = snprintf(freeze->socket_path, sizeof(freeze->socket_path), "%s/proxy.sock", workdir);
+    if (n >= (int)sizeof(freeze->socket_path) ||
+        snprintf(freeze->log, sizeof(freeze->log), "%s/dump.log", workdir) >=
+            (int)sizeof(freeze->log))
+        return -ENAMETOOLONG;
+    int fd = unix_listen_path(freeze->socket_path, SOCK_SEQPACKET);
+    if (fd < 0)
+        return fd;
+    int r =
+        sd_event_add_io(freeze->event, &freeze->listener, fd, EPOLLIN, on_hook_connects, freeze);
+    if (r < 0) {
+        close_fd(fd);
+        return r;
+    }
+    return sd_event_source_set_io_fd_own(freeze->listener, true);
+}
+
+static int freeze_start_criu(struct freeze *freeze, const struct freeze_request *request,
+                             const char *hook, struct error *err)
+{
+    struct criu_args args = {0};
+    criu_dump_arguments(&freeze->dump, request->criu, request->pid, request->workdir, freeze->log,
+                        hook, &args);
+    if (request->options)
+        criu_args_add_all(&args, request->options);
+    int keep[] = {freeze->dump.images_fd, freeze->dump.pages_fd};
+    struct criu_spawn spawn = {
+        .keep = keep,
+        .keep_count = ARRAY_SIZE(keep),
+        .hook_workdir = request->workdir,
+        .hook_token = freeze->token,
+        .hook_silence_usec = request->silence_usec,
+        .hook_journal = request->journal,
+        .ignore_interrupt = true,
+    };
+    pid_t criu = criu_start(&args, &spawn, &freeze->criu_pidfd, err);
+    criu_args_free(&args);
+    if (criu < 0)
+        return -1;
+    freeze->criu = criu;
+    /* What criu has of its socket is criu's alone: its end has to be seen. */
+    freeze->dump.pages_fd = close_fd(freeze->dump.pages_fd);
+    int r = sd_event_add_io(freeze->event, &freeze->criu_io, freeze->criu_pidfd, EPOLLIN,
+                            on_criu_end, freeze);
+    if (r >= 0)
+        r = sd_event_add_time_relative(freeze->event, &freeze->watch, CLOCK_MONOTONIC, WATCH_USEC,
+                                       1, on_watch, freeze);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "watching criu") : 0;
+}
+
+int freeze_begin(struct freeze *freeze, sd_event *event, const struct freeze_request *request,
+                 const struct freeze_ops *ops, void *user, struct error *err)
+{
+    *freeze = (struct freeze){
+        .event = event,
+        .ops = ops,
+        .user = user,
+        .root = request->pid,
+        .dump = CRIU_DUMP_CLOSED,
+        .criu_pidfd = -EBADF,
+        .hook_fd = -EBADF,
+    };
+    char hook[4096];
+    if (criu_find_hook(hook, sizeof(hook), err) < 0)
+        return -1;
+    if (getrandom(&freeze->token, sizeof(freeze->token), 0) < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "getrandom");
+    freeze->token |= 1;
+    int r = freeze_listen(freeze, request->workdir);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "%s", request->workdir);
+    if (criu_dump_open(&freeze->dump, err) < 0)
+        return -1;
+    return freeze_start_criu(freeze, request, hook, err);
+}
+
+bool freeze_holds(const struct freeze *freeze)
+{
+    struct pollfd fds[] = {{.fd = freeze->hook_fd, .events = POLLIN},
+                           {.fd = freeze->criu_pidfd, .events = POLLIN}};
+    /* The hook has nothing more to say: that it can be read means that it has gone. */
+    return freeze->hook_fd >= 0 && freeze->criu > 0 && poll(fds, ARRAY_SIZE(fds), 0) == 0;
+}
+
+void freeze_kill(struct freeze *freeze)
+{
+    if (freeze->hook_fd >= 0 && freeze->hook_pid > 0)
+        kill(freeze->hook_pid, SIGKILL); /* it waits for us, so it is still that process */
+    if (freeze->criu > 0)
+        syscall(SYS_pidfd_send_signal, freeze->criu_pidfd, SIGKILL, NULL, 0);
+}
+
+void freeze_close(struct freeze *freeze)
+{
+    freeze_kill(freeze);
+    if (freeze->criu > 0)
+        freeze_reap(freeze);
+    freeze_close_hook(freeze);
+    freeze->watch = sd_event_source_disable_unref(freeze->watch);
+    freeze->criu_io = sd_event_source_disable_unref(freeze->criu_io);
+    if (freeze->listener)
+        unlink(freeze->socket_path);
+    freeze->listener = sd_event_source_disable_unref(freeze->listener);
+    freeze->criu_pidfd = close_fd(freeze->criu_pidfd);
+    task_tree_close(&freeze->tree);
+    criu_dump_close(&freeze->dump);
+}

@@ -1,0 +1,1105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * godwit.h: one migration, on the source.  The states and what leads from one to the next are in
+ * migrate/commit.h; this file does what a state asks for when it is entered, and tells the machine
+ * what happens.
+ */
+#include "godwit.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include "base/io.h"
+#include "migrate/commit.h"
+#include "migrate/freeze.h"
+#include "migrate/journal.h"
+#include "migrate/preflight.h"
+#include "migrate/sender.h"
+#include "wire/link.h"
+#include "wire/target.h"
+
+#define DEFAULT_WORKDIR "/run/godwit"
+#define DEFAULT_SILENCE_USEC (10 * USEC_PER_SEC)
+#define TICK_USEC (250 * USEC_PER_MSEC)
+#define REDIAL_USEC (200 * USEC_PER_MSEC)
+
+enum {
+    SESSION = 1,
+    ANSWER_SILENCES = 3,              /* for an answer of a peer that lives */
+    STALL_SILENCES = 6,               /* for a criu that sends nothing while it dumps */
+    RESTORE_BYTES_PER_SEC = 64 << 20, /* a restore that is slower is given up */
+};
+
+struct godwit_migration {
+    /* what was asked for */
+    pid_t pid;
+    char *target_text, *workdir_path, *criu;
+    char **criu_options; /* ended by NULL */
+    struct target target;
+    uint64_t silence_usec;
+    uint32_t flags;
+    godwit_event_fn *on_event;
+    void *user;
+    struct error no_criu; /* why there is none */
+
+    /* how far it is */
+    enum source_state state;
+    struct error reason; /* of the end, or of what leads to it */
+    bool over;
+    bool resumed;   /* from the journal: there is nothing here but the verdict */
+    bool must_tell; /* the destination may hold a copy, and has to hear the verdict */
+    bool told;
+    uint64_t began_usec, entered_usec, progress_usec, decided_usec;
+    uint64_t progress_bytes, waiting_since;
+    struct godwit_result result;
+    char host[65];
+
+    sd_event *event;
+    sd_event_source *ticker, *cancel_io;
+    int cancel_fd;
+    struct dial *dial;
+    struct link *link;
+    bool link_up;
+    uint64_t question_at; /* where on the link what was asked last ends */
+
+    /* the process */
+    int workdir, lock;
+    char lock_name[48], directory[96], directory_path[PATH_MAX];
+    struct preflight_facts facts;
+    size_t judged; /* parts of the facts */
+    unsigned problems;
+    uint64_t total_bytes;
+    struct journal_entry journal;
+    struct sender *sender;
+    struct freeze freeze;
+    bool frozen; /* freeze is open */
+};
+
+static void happens(struct godwit_migration *m, enum source_event event, const struct error *err);
+
+/* ---- telling the caller ---- */
+
+static const char *migration_status(const struct godwit_migration *m)
+{
+    switch (m->state) {
+    case SOURCE_DUMPING:
+    case SOURCE_SENDING:
+        return "active";
+    case SOURCE_PREPARING:
+    case SOURCE_COMMITTED:
+        return "device";
+    case SOURCE_ABORTED:
+        return "cancelling";
+    case SOURCE_MOVED:
+        return "completed";
+    case SOURCE_REFUSED:
+    case SOURCE_DOUBT:
+        return "failed";
+    default:
+        return "setup";
+    }
+}
+
+static void migration_report(struct godwit_migration *m, enum godwit_event_type type)
+{
+    if (!m->on_event)
+        return;
+    m->progress_usec = now_usec();
+    struct godwit_event event = {
+        .type = type,
+        .status = migration_status(m),
+        .transferred = m->sender ? sender_bytes(m->sender) : 0,
+        .total = m->total_bytes,
+        .elapsed_usec = now_usec() - m->began_usec,
+    };
+    m->on_event(&event, m->user);
+}
+
+static void migration_report_finding(struct godwit_migration *m, const Godwit__Pb__Finding *finding)
+{
+    struct godwit_event event = {
+        .type = GODWIT_EVENT_FINDING,
+        .severity = (enum godwit_severity)finding->severity,
+        .topic = finding->topic,
+        .host = finding->host,
+        .text = finding->text,
+        .remedy = finding->remedy,
+    };
+    if (finding->severity == GODWIT__PB__FINDING__SEVERITY__PROBLEM && m->problems++ == 0)
+        error_set(&m->reason, FAILURE_REFUSED, "%s: %s%s%s", finding->host, finding->text,
+                  *finding->remedy ? ": " : "", finding->remedy);
+    if (m->on_event)
+        m->on_event(&event, m->user);
+}
+
+/* ---- the end ---- */
+
+static void migration_over(struct godwit_migration *m)
+{
+    if (m->over)
+        return;
+    m->over = true;
+    m->result.total_usec = now_usec() - m->began_usec;
+    m->result.code = (int)m->reason.code;
+    m->result.text = m->reason.text;
+    m->result.transferred = m->sender ? sender_bytes(m->sender) : 0;
+    migration_report(m, GODWIT_EVENT_STATUS);
+}
+
+static bool criu_is_over(const struct godwit_migration *m)
+{
+    return !m->frozen || m->freeze.criu == 0;
+}
+
+static bool process_runs(const struct godwit_migration *m)
+{
+    return task_started(m->pid) == m->journal.started && !task_is_dying(m->pid);
+}
+
+static void migration_finish_abort(struct godwit_migration *m)
+{
+    if (!criu_is_over(m))
+        return;
+    bool waiting = m->must_tell && !m->told;
+    if (waiting && now_usec() - m->decided_usec < ANSWER_SILENCES * m->silence_usec)
+        return;
+    if (!m->resumed && m->reason.code != FAILURE_NOT_FOUND)
+        error_append(&m->reason,
+                     process_runs(m) ? "; process %d runs on here"
+                                     : "; process %d has ended here by itself",
+                     m->pid);
+    if (waiting)
+        error_append(&m->reason,
+                     "; the other host may hold a copy that stands still: godwit "
+                     "resolve %s",
+                     m->journal.id);
+    else
+        journal_remove(m->workdir, m->journal.id);
+    migration_over(m);
+}
+
+static void migration_check_end(struct godwit_migration *m)
+{
+    if (m->state == SOURCE_ABORTED)
+        migration_finish_abort(m);
+    else if (m->state >= SOURCE_MOVED && criu_is_over(m))
+        migration_over(m);
+}
+
+/* ---- the verdict ---- */
+
+static void send_verdict(struct godwit_migration *m)
+{
+    if (!m->link_up)
+        return;
+    Godwit__Pb__Verdict verdict = GODWIT__PB__VERDICT__INIT;
+    verdict.id = m->journal.id;
+    verdict.nonce = m->journal.nonce;
+    verdict.commit = m->journal.decision == JOURNAL_COMMIT;
+    verdict.text = verdict.commit ? (char *)"" : m->reason.text;
+    link_send(m->link, FRAME_VERDICT, 0, 0, &verdict.base);
+}
+
+/*
+ * The decision.  Here, in this order: criu and its hook still hold the tasks; it is written down;
+ * SIGKILL is queued to every task; only then the destination is told.
+ */
+static void commit(struct godwit_migration *m)
+{
+    struct error err;
+    if (!freeze_holds(&m->freeze)) {
+        error_set(&err, FAILURE_CRIU, "criu let go of the process before the decision");
+        m->state = SOURCE_PREPARING;
+        happens(m, EVENT_HOOK_LOST, &err);
+        return;
+    }
+    m->journal.decision = JOURNAL_COMMIT;
+    int r = journal_write(m->workdir, &m->journal);
+    if (r < 0) {
+        error_set_errno(&err, FAILURE_SYSTEM, r, "the journal in %s", m->workdir_path);
+        m->state = SOURCE_PREPARING;
+        happens(m, EVENT_CANCEL, &err);
+        return;
+    }
+    task_tree_kill(&m->freeze.tree);
+    m->must_tell = true;
+    send_verdict(m);
+    m->decided_usec = now_usec();
+    freeze_answer(&m->freeze, true, "");
+}
+
+static void start_abort(struct godwit_migration *m)
+{
+    m->decided_usec = now_usec();
+    m->must_tell = m->sender && sender_end_is_sent(m->sender);
+    m->journal.decision = JOURNAL_ABORT;
+    if (m->must_tell)
+        journal_write(m->workdir, &m->journal); /* it lives as an open one if that fails */
+    freeze_answer(&m->freeze, false, m->reason.text);
+    if (m->sender)
+        sender_fail(m->sender, &m->reason);
+    if (m->must_tell)
+        send_verdict(m);
+    if (m->must_tell && !m->link)
+        dial_begin_after(m->dial, REDIAL_USEC);
+}
+
+static void settle(struct godwit_migration *m)
+{
+    journal_remove(m->workdir, m->journal.id);
+    if (!m->link_up)
+        return;
+    Godwit__Pb__Standing standing = GODWIT__PB__STANDING__INIT;
+    standing.id = m->journal.id;
+    standing.nonce = m->journal.nonce;
+    link_send(m->link, FRAME_SETTLED, 0, 0, &standing.base);
+    struct error goodbye = {.code = FAILURE_NONE, .text = ""};
+    link_goodbye(m->link, &goodbye);
+}
+
+/* ---- entering states ---- */
+
+static void send_facts(struct godwit_migration *m)
+{
+    for (size_t i = 0; i < m->facts.count; i++)
+        link_send(m->link, FRAME_CHECK, 0, 0, &m->facts.parts[i]->base);
+    if (m->facts.count == 0)
+        happens(m, EVENT_CHECKED, NULL);
+}
+
+static void on_sender_changed(struct sender *sender, void *user);
+static const struct sender_ops sender_ops = {.changed = on_sender_changed};
+
+static void offer(struct godwit_migration *m)
+{
+    Godwit__Pb__SnapshotBegin begin = GODWIT__PB__SNAPSHOT_BEGIN__INIT;
+    begin.id = m->journal.id;
+    begin.nonce = m->journal.nonce;
+    begin.pid = (uint32_t)m->pid;
+    begin.command = m->journal.command;
+    begin.restore = true;
+    begin.options = m->criu_options;
+    begin.n_options = criu_count_options(m->criu_options);
+    m->sender = sender_new(m->event, m->link, SESSION, &begin, &sender_ops, m);
+    struct error err;
+    if (!m->sender) {
+        error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "a migration");
+        happens(m, EVENT_CANCEL, &err);
+    }
+}
+
+static void on_held(struct freeze *freeze, void *user);
+static void on_hook_lost(struct freeze *freeze, void *user);
+static void on_criu_ended(struct freeze *freeze, void *user);
+static const struct freeze_ops freeze_ops = {
+    .held = on_held, .hook_lost = on_hook_lost, .ended = on_criu_ended};
+
+static int make_directory(struct godwit_migration *m, struct error *err)
+{
+    snprintf(m->directory, sizeof(m->directory), "migrate-%s", m->journal.id);
+    int n = snprintf(m->directory_path, sizeof(m->directory_path), "%s/%s", m->workdir_path,
+                     m->directory);
+    if (n >= (int)sizeof(m->directory_path))
+        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "%s", m->workdir_path);
+    if (mkdirat(m->workdir, m->directory, 0700) < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", m->directory_path);
+    return 0;
+}
+
+/* What criu leaves in its work-dir goes; its log stays when criu failed, for whoever wants to know.
+ */
+static void remove_directory(struct godwit_migration *m)
+{
+    if (!m->directory[0])
+        return;
+    int dirfd = openat(m->workdir, m->directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (dirfd < 0)
+        return;
+    unlinkat(dirfd, "stats-dump", 0);
+    unlinkat(dirfd, "irmap-cache", 0);
+    if (m->reason.code != FAILURE_CRIU)
+        unlinkat(dirfd, "dump.log", 0);
+    close_fd(dirfd);
+    unlinkat(m->workdir, m->directory, AT_REMOVEDIR);
+}
+
+static int begin_dump(struct godwit_migration *m, struct error *err)
+{
+    char journal[PATH_MAX];
+    if (make_directory(m, err) < 0)
+        return -1;
+    int r = journal_path(m->workdir_path, m->journal.id, journal, sizeof(journal));
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "%s", m->workdir_path);
+    struct freeze_request request = {
+        .pid = m->pid,
+        .criu = m->criu,
+        .workdir = m->directory_path,
+        .journal = journal,
+        .silence_usec = m->silence_usec,
+        .options = m->criu_options,
+    };
+    m->frozen = true;
+    if (freeze_begin(&m->freeze, m->event, &request, &freeze_ops, m, err) < 0)
+        return -1;
+    r = sender_open_page_door(m->sender, TAKE_FD(m->freeze.dump.pages_peer_fd));
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "criu's pages") : 0;
+}
+
+/* From here on the destination may come to hold a copy. */
+static int send_rest(struct godwit_migration *m, struct error *err)
+{
+    int r = task_tree_open(m->pid, &m->freeze.tree);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the tasks of process %d", m->pid);
+    r = journal_write(m->workdir, &m->journal);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the journal in %s", m->workdir_path);
+    r = sender_open_directory(m->sender, TAKE_FD(m->freeze.dump.images_fd));
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "criu's images");
+    sender_finish(m->sender);
+    return 0;
+}
+
+static void enter(struct godwit_migration *m, enum source_state state)
+{
+    const char *before = migration_status(m);
+    m->state = state;
+    m->entered_usec = m->waiting_since = now_usec();
+    struct error err;
+    int r = 0;
+    switch (state) {
+    case SOURCE_CHECKING:
+        send_facts(m);
+        break;
+    case SOURCE_OFFERING:
+        offer(m);
+        break;
+    case SOURCE_DUMPING:
+        r = begin_dump(m, &err);
+        break;
+    case SOURCE_SENDING:
+        r = send_rest(m, &err);
+        break;
+    case SOURCE_COMMITTED:
+        commit(m);
+        break;
+    case SOURCE_ABORTED:
+        start_abort(m);
+        break;
+    case SOURCE_MOVED:
+        settle(m);
+        break;
+    case SOURCE_DOUBT:
+        error_append(&m->reason, "; it has ended here: when host %s is there, godwit resolve %s",
+                     m->host[0] ? m->host : m->target_text, m->journal.id);
+        break;
+    default:
+        break;
+    }
+    if (r < 0)
+        happens(m, EVENT_CANCEL, &err);
+    if (strcmp(before, migration_status(m)) != 0 && !m->over)
+        migration_report(m, GODWIT_EVENT_STATUS);
+    migration_check_end(m);
+}
+
+/* What an end is called outside. */
+static enum failure code_of_end(enum source_state state, enum source_event event, enum failure code)
+{
+    if (state == SOURCE_ABORTED)
+        return FAILURE_ABORTED;
+    if (state == SOURCE_DOUBT)
+        return FAILURE_DOUBT;
+    return event == EVENT_PEER_FAILED ? FAILURE_REFUSED : code;
+}
+
+static void happens(struct godwit_migration *m, enum source_event event, const struct error *err)
+{
+    enum source_state next = source_next(m->state, event);
+    if (next == SOURCE_STAY || m->over)
+        return;
+    if (err && err != &m->reason)
+        m->reason = *err;
+    if (next == SOURCE_ABORTED || next == SOURCE_REFUSED || next == SOURCE_DOUBT)
+        m->reason.code = code_of_end(next, event, m->reason.code);
+    else
+        m->reason = (struct error){0};
+    enter(m, next);
+}
+
+static void happens_text(struct godwit_migration *m, enum source_event event, enum failure code,
+                         const char *text)
+{
+    struct error err;
+    error_set(&err, code, "%s", text);
+    happens(m, event, &err);
+}
+
+/* ---- criu ---- */
+
+static void on_held(struct freeze *freeze, void *user)
+{
+    struct godwit_migration *m = user;
+    if (m->state == SOURCE_DUMPING)
+        happens(m, EVENT_HELD, NULL);
+    else
+        freeze_answer(freeze, false, m->reason.text);
+}
+
+static void on_hook_lost(struct freeze *freeze, void *user)
+{
+    (void)freeze;
+    happens_text(user, EVENT_HOOK_LOST, FAILURE_CRIU,
+                 "criu's hook has gone before it was answered");
+}
+
+static void on_criu_ended(struct freeze *freeze, void *user)
+{
+    struct godwit_migration *m = user;
+    struct error err;
+    criu_explain("criu dump", freeze->status, freeze->log, &err);
+    happens(m, EVENT_CRIU_ENDED, &err);
+    migration_check_end(m);
+}
+
+static void on_sender_changed(struct sender *sender, void *user)
+{
+    struct godwit_migration *m = user;
+    m->question_at = m->link ? link_position(m->link) : 0;
+    m->waiting_since = now_usec();
+    switch (sender_state(sender)) {
+    case SENDER_SENDING:
+        happens(m, EVENT_ACCEPTED, NULL);
+        return;
+    case SENDER_ACKED:
+        happens(m, EVENT_ACKED, NULL);
+        return;
+    case SENDER_FAILED:
+        /* criu's own reason is better than that its pages stopped. */
+        if (sender_error(sender)->code != FAILURE_CRIU)
+            happens(m, EVENT_PEER_FAILED, sender_error(sender));
+        return;
+    default:
+        return;
+    }
+}
+
+/* ---- the link ---- */
+
+static void take_findings(struct godwit_migration *m, const Godwit__Pb__Findings *findings)
+{
+    for (size_t i = 0; i < findings->n_findings; i++)
+        migration_report_finding(m, findings->findings[i]);
+    if (++m->judged < m->facts.count)
+        return;
+    if (m->problems > 0) {
+        happens(m, EVENT_PEER_FAILED, &m->reason);
+    } else if (m->flags & GODWIT_DRY_RUN) {
+        m->state = SOURCE_MOVED;
+        m->reason = (struct error){0};
+        migration_over(m);
+    } else {
+        happens(m, EVENT_CHECKED, NULL);
+    }
+}
+
+static void take_restored(struct godwit_migration *m, const Godwit__Pb__Standing *standing)
+{
+    uint64_t now = now_usec();
+    if (m->state == SOURCE_COMMITTED && m->frozen && m->freeze.frozen_usec)
+        m->result.downtime_usec =
+            now - m->freeze.frozen_usec - MIN(standing->ago_usec, now - m->freeze.frozen_usec);
+    happens(m, EVENT_RESTORED, NULL);
+}
+
+static void take_standing(struct godwit_migration *m, uint16_t type,
+                          const Godwit__Pb__Standing *standing)
+{
+    if (standing->nonce != m->journal.nonce)
+        return;
+    struct error err;
+    switch (type) {
+    case FRAME_PREPARED:
+        happens(m, EVENT_PREPARED, NULL);
+        return;
+    case FRAME_RESTORED:
+        take_restored(m, standing);
+        return;
+    default:
+        error_set(&err, FAILURE_CRIU, "%s: %s", m->host, standing->text);
+        happens(m, EVENT_PEER_FAILED, &err);
+    }
+}
+
+static void take_verdict_ack(struct godwit_migration *m, const Godwit__Pb__VerdictAck *ack)
+{
+    if (ack->nonce != m->journal.nonce)
+        return;
+    m->told = true;
+    if (m->state == SOURCE_COMMITTED && ack->standing == GODWIT__PB__VERDICT_ACK__STANDING__UNKNOWN)
+        happens_text(m, EVENT_PEER_FAILED, FAILURE_DOUBT,
+                     "the other host knows nothing of the copy that it held");
+    migration_check_end(m);
+}
+
+static int on_link_control(struct link *link, const struct frame *frame, const uint8_t *payload,
+                           void *user, struct error *err)
+{
+    (void)link;
+    struct godwit_migration *m = user;
+    const ProtobufCMessageDescriptor *kind;
+    switch (frame->type) {
+    case FRAME_CHECKED:
+        kind = &godwit__pb__findings__descriptor;
+        break;
+    case FRAME_VERDICT_ACK:
+        kind = &godwit__pb__verdict_ack__descriptor;
+        break;
+    case FRAME_PREPARED:
+    case FRAME_RESTORED:
+    case FRAME_RESTORE_FAILED:
+        kind = &godwit__pb__standing__descriptor;
+        break;
+    default:
+        if (m->sender && frame->session == SESSION)
+            return sender_control(m->sender, frame, payload, err);
+        return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a source",
+                         frame_name(frame->type));
+    }
+    _cleanup_message_ ProtobufCMessage *message = message_unpack(kind, payload, frame->length, err);
+    if (!message)
+        return -1;
+    if (frame->type == FRAME_CHECKED && m->state == SOURCE_CHECKING)
+        take_findings(m, (const Godwit__Pb__Findings *)message);
+    else if (frame->type == FRAME_VERDICT_ACK)
+        take_verdict_ack(m, (const Godwit__Pb__VerdictAck *)message);
+    else if (frame->type != FRAME_CHECKED)
+        take_standing(m, frame->type, (const Godwit__Pb__Standing *)message);
+    return 0;
+}
+
+static void on_link_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
+{
+    (void)link;
+    struct godwit_migration *m = user;
+    m->link_up = true;
+    snprintf(m->host, sizeof(m->host), "%.64s", hello->hostname);
+    if (m->state == SOURCE_COMMITTED || m->state == SOURCE_ABORTED)
+        send_verdict(m);
+    happens(m, EVENT_LINKED, NULL);
+}
+
+static void on_link_down(struct link *link, const struct error *err, void *user)
+{
+    (void)link;
+    struct godwit_migration *m = user;
+    struct error reason = *err;
+    if (reason.code == FAILURE_NONE)
+        error_set(&reason, FAILURE_PEER, "the image-cache ended");
+    error_prefix(&reason, "%s", m->target_text);
+    dial_explain(m->dial, &reason);
+    m->link_up = false;
+    m->link = link_free(m->link);
+    if (m->sender)
+        sender_link_down(m->sender, &reason);
+    happens(m, EVENT_LINK_LOST, &reason);
+    if (m->state == SOURCE_COMMITTED || (m->state == SOURCE_ABORTED && m->must_tell && !m->told))
+        dial_begin_after(m->dial, REDIAL_USEC);
+}
+
+static int on_link_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
+                              void **ret_place, size_t *ret_length, void *user, struct error *err)
+{
+    (void)link;
+    (void)done;
+    (void)ret_place;
+    (void)ret_length;
+    (void)user;
+    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a source",
+                     frame_name(frame->type));
+}
+
+static const struct link_ops link_ops = {
+    .up = on_link_up,
+    .control = on_link_control,
+    .bulk_place = on_link_bulk_place,
+    .down = on_link_down,
+};
+
+static void on_dial_failed(struct dial *dial, const struct error *err, void *user)
+{
+    (void)dial;
+    struct godwit_migration *m = user;
+    happens(m, EVENT_LINK_LOST, err);
+    if (!m->over && (m->state == SOURCE_COMMITTED || m->state == SOURCE_ABORTED))
+        dial_begin_after(m->dial, REDIAL_USEC);
+}
+
+static void on_dialled(struct dial *dial, int fd, void *user)
+{
+    struct godwit_migration *m = user;
+    m->link = link_new(m->event, fd, m->silence_usec, &link_ops, m);
+    struct error err;
+    error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "the link");
+    if (!m->link)
+        on_dial_failed(dial, &err, m);
+}
+
+static const struct dial_ops dial_ops = {.connected = on_dialled, .failed = on_dial_failed};
+
+/* ---- time ---- */
+
+/* How long the present state may wait for the other side, or for criu; 0: as long as it takes. */
+static uint64_t patience_usec(const struct godwit_migration *m)
+{
+    switch (m->state) {
+    case SOURCE_CONNECTING:
+    case SOURCE_CHECKING:
+    case SOURCE_OFFERING:
+    case SOURCE_SENDING:
+        return ANSWER_SILENCES * m->silence_usec;
+    case SOURCE_DUMPING:
+        return STALL_SILENCES * m->silence_usec;
+    case SOURCE_PREPARING:
+        return ANSWER_SILENCES * m->silence_usec +
+               sender_bytes(m->sender) / RESTORE_BYTES_PER_SEC * USEC_PER_SEC;
+    default:
+        return 0;
+    }
+}
+
+static void check_patience(struct godwit_migration *m)
+{
+    uint64_t patience = patience_usec(m), bytes = m->sender ? sender_bytes(m->sender) : 0;
+    /* What moves, and what has not reached the other side yet, is not waited for. */
+    if (bytes != m->progress_bytes ||
+        (m->state == SOURCE_SENDING && m->link && link_delivered(m->link) < m->question_at))
+        m->waiting_since = now_usec();
+    m->progress_bytes = bytes;
+    if (patience == 0 || now_usec() - m->waiting_since < patience)
+        return;
+    struct error err;
+    error_set(&err, m->state == SOURCE_DUMPING ? FAILURE_CRIU : FAILURE_PEER,
+              "%s while %s: nothing has come of it for %g s",
+              m->state == SOURCE_DUMPING ? "criu dump" : "the other host",
+              source_state_name(m->state), (double)patience / (double)USEC_PER_SEC);
+    happens(m, EVENT_TIMEOUT, &err);
+}
+
+static int on_tick(sd_event_source *source, uint64_t usec, void *user)
+{
+    (void)usec;
+    struct godwit_migration *m = user;
+    check_patience(m);
+    if (m->frozen && m->state >= SOURCE_COMMITTED && m->freeze.criu > 0 &&
+        now_usec() - m->decided_usec > 2 * m->silence_usec)
+        freeze_kill(&m->freeze); /* it was told, and does not end: the kernel does the rest */
+    if (m->frozen)
+        freeze_beat(&m->freeze);
+    migration_check_end(m);
+    if (m->over)
+        return 0;
+    if (now_usec() - m->progress_usec >= USEC_PER_SEC)
+        migration_report(m, GODWIT_EVENT_PROGRESS);
+    sd_event_source_set_time_relative(source, TICK_USEC);
+    return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+static int on_cancel(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct godwit_migration *m = user;
+    uint64_t count;
+    if (read(fd, &count, sizeof(count)) < 0)
+        return 0;
+    happens_text(m, EVENT_CANCEL, FAILURE_ABORTED, "cancelled");
+    /* Cancelled twice, it does not wait for the other host any more. */
+    if (m->state == SOURCE_ABORTED)
+        m->decided_usec -= MIN(m->decided_usec, ANSWER_SILENCES * m->silence_usec);
+    return 0;
+}
+
+/* ---- its beginning ---- */
+
+static void set_error(struct godwit_error *ret, const struct error *err)
+{
+    if (!ret)
+        return;
+    ret->code = (int)err->code;
+    snprintf(ret->text, sizeof(ret->text), "%s", err->text);
+}
+
+static char **copy_options(char *const *options)
+{
+    size_t count = criu_count_options(options);
+    char **copy = calloc(count + 1, sizeof(char *));
+    for (size_t i = 0; copy && i < count; i++) {
+        copy[i] = strdup(options[i]);
+        if (!copy[i])
+            abort();
+    }
+    return copy;
+}
+
+static int open_loop(struct godwit_migration *m)
+{
+    int r = sd_event_new(&m->event);
+    if (r < 0)
+        return r;
+    m->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (m->cancel_fd < 0)
+        return -errno;
+    r = sd_event_add_io(m->event, &m->cancel_io, m->cancel_fd, EPOLLIN, on_cancel, m);
+    if (r >= 0)
+        r = sd_event_add_time_relative(m->event, &m->ticker, CLOCK_MONOTONIC, TICK_USEC,
+                                       USEC_PER_MSEC, on_tick, m);
+    return r;
+}
+
+static int open_workdir(struct godwit_migration *m, const char *workdir, struct error *err)
+{
+    m->workdir = workdir_open(workdir, true);
+    if (m->workdir >= 0)
+        m->workdir_path = realpath(workdir, NULL);
+    return m->workdir_path
+               ? 0
+               : error_set_errno(err, FAILURE_SYSTEM, m->workdir < 0 ? m->workdir : errno,
+                                 "work-dir %s", workdir);
+}
+
+static int migration_set_up(struct godwit_migration *m, const struct godwit_options *options,
+                            struct error *err)
+{
+    int r = open_loop(m);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the event loop");
+    if (open_workdir(m, options->workdir ? options->workdir : DEFAULT_WORKDIR, err) < 0)
+        return -1;
+    if (m->target_text && target_parse(m->target_text, &m->target, err) < 0)
+        return -1;
+    if (m->target_text)
+        m->dial = dial_new(m->event, &m->target, m->flags & GODWIT_INSECURE, m->silence_usec,
+                           &dial_ops, m);
+    return 0;
+}
+
+static struct godwit_migration *migration_alloc(const struct godwit_options *options,
+                                                godwit_event_fn *event, void *user)
+{
+    struct godwit_migration *m = calloc(1, sizeof(*m));
+    if (!m)
+        abort();
+    *m = (struct godwit_migration){
+        .pid = options->pid,
+        .silence_usec = options->timeout_usec ? options->timeout_usec : DEFAULT_SILENCE_USEC,
+        .flags = options->flags,
+        .on_event = event,
+        .user = user,
+        .state = SOURCE_CONNECTING,
+        .began_usec = now_usec(),
+        .cancel_fd = -EBADF,
+        .workdir = -EBADF,
+        .lock = -EBADF,
+    };
+    m->criu_options = copy_options(options->criu_options);
+    if (options->target)
+        m->target_text = strdup(options->target);
+    return m;
+}
+
+static int check_options(const struct godwit_options *options, struct error *err)
+{
+    bool dry = options->flags & GODWIT_DRY_RUN;
+    if (options->size != sizeof(*options))
+        return error_set(err, FAILURE_USAGE, "struct godwit_options of another version");
+    if (options->pid < 0 || (options->pid == 0 && !dry))
+        return error_set(err, FAILURE_USAGE, "which process?");
+    if (!options->target && !dry)
+        return error_set(err, FAILURE_USAGE, "where to?");
+    return criu_check_options(options->criu_options, criu_count_options(options->criu_options),
+                              err);
+}
+
+static void name_migration(struct godwit_migration *m, const char *target)
+{
+    struct journal_entry *entry = &m->journal;
+    if (getrandom(&entry->nonce, sizeof(entry->nonce), 0) < 0)
+        entry->nonce = now_usec();
+    entry->nonce |= 1;
+    snprintf(entry->id, sizeof(entry->id), "%d-%06x", m->pid, (unsigned)(entry->nonce >> 40));
+    snprintf(entry->target, sizeof(entry->target), "%s", target);
+    entry->insecure = m->flags & GODWIT_INSECURE;
+    entry->pid = m->pid;
+    entry->started = task_started(m->pid);
+    task_command(m->pid, entry->command, sizeof(entry->command));
+    m->result.id = entry->id;
+    m->result.pid = m->pid;
+    m->result.host = m->host;
+}
+
+/* One migration per process.  The lock goes with this program, however it ends. */
+static int lock_process(struct godwit_migration *m, struct error *err)
+{
+    snprintf(m->lock_name, sizeof(m->lock_name), "migrate-%d.lock", m->pid);
+    struct stat here, there;
+    do {
+        close_fd(m->lock);
+        m->lock = openat(m->workdir, m->lock_name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (m->lock < 0 || fstat(m->lock, &here) < 0)
+            return error_set_errno(err, FAILURE_SYSTEM, errno, "%s/%s", m->workdir_path,
+                                   m->lock_name);
+        if (flock(m->lock, LOCK_EX | LOCK_NB) < 0) {
+            m->lock = close_fd(m->lock);
+            return error_set(err, FAILURE_BUSY, "process %d is being migrated already", m->pid);
+        }
+        /* Whoever had it before may have removed it meanwhile. */
+    } while (fstatat(m->workdir, m->lock_name, &there, 0) < 0 || here.st_ino != there.st_ino);
+    return 0;
+}
+
+int godwit_migration_new(const struct godwit_options *options, godwit_event_fn *event, void *user,
+                         struct godwit_migration **ret, struct godwit_error *error)
+{
+    struct error err = {0};
+    *ret = NULL;
+    if (check_options(options, &err) < 0) {
+        set_error(error, &err);
+        return (int)err.code;
+    }
+    struct godwit_migration *m = migration_alloc(options, event, user);
+    int r = migration_set_up(m, options, &err);
+    if (r == 0 && m->pid > 0 && task_started(m->pid) == 0)
+        r = error_set(&err, FAILURE_NOT_FOUND, "there is no process %d", m->pid);
+    if (r == 0 && !(m->flags & GODWIT_DRY_RUN))
+        r = lock_process(m, &err);
+    if (r < 0) {
+        set_error(error, &err);
+        m->over = true;
+        godwit_migration_free(m);
+        return (int)err.code;
+    }
+    name_migration(m, options->target ? options->target : "");
+    m->criu = criu_find(options->criu, &m->no_criu);
+    *ret = m;
+    return 0;
+}
+
+int godwit_migration_resume(const struct godwit_options *options, const char *id,
+                            godwit_event_fn *event, void *user, struct godwit_migration **ret,
+                            struct godwit_error *error)
+{
+    struct error err = {0};
+    *ret = NULL;
+    struct godwit_migration *m = migration_alloc(options, event, user);
+    m->resumed = m->must_tell = true;
+    int r = open_workdir(m, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
+    if (r == 0) {
+        r = journal_read(m->workdir, id, &m->journal);
+        if (r < 0)
+            r = error_set_errno(&err, FAILURE_NOT_FOUND, r, "%s: no such migration of this host",
+                                id);
+    }
+    if (r == 0) {
+        close_fd(m->workdir);
+        free(m->workdir_path);
+        m->workdir_path = NULL;
+        free(m->target_text);
+        m->target_text = strdup(m->journal.target);
+        m->pid = m->journal.pid;
+        m->flags |= m->journal.insecure ? GODWIT_INSECURE : 0;
+        if (m->flags & GODWIT_END_HERE)
+            m->journal.decision = JOURNAL_COMMIT;
+        m->result.id = m->journal.id;
+        m->result.pid = m->pid;
+        m->result.host = m->host;
+        r = migration_set_up(m, options, &err);
+    }
+    if (r == 0)
+        r = lock_process(m, &err);
+    if (r < 0) {
+        set_error(error, &err);
+        m->over = true;
+        godwit_migration_free(m);
+        return (int)err.code;
+    }
+    *ret = m;
+    return 0;
+}
+
+/* ---- running ---- */
+
+static void look_at_process(struct godwit_migration *m)
+{
+    struct preflight_request request = {.criu = m->criu, .pid = m->pid, .options = m->criu_options};
+    struct findings findings = {0};
+    struct error err = {0};
+    int r = preflight_look(&request, &findings, &m->facts, &err);
+    for (size_t i = 0; i < findings.count; i++)
+        migration_report_finding(m, findings.list[i]);
+    findings_free(&findings);
+    if (r < 0) {
+        m->reason = err;
+        m->problems++;
+    }
+    if (m->facts.count > 0)
+        m->total_bytes = m->facts.parts[0]->memory_bytes;
+}
+
+static void start(struct godwit_migration *m)
+{
+    migration_report(m, GODWIT_EVENT_STATUS);
+    look_at_process(m);
+    if (m->problems > 0 && m->target_text && !(m->flags & GODWIT_DRY_RUN)) {
+        enter(m, SOURCE_REFUSED);
+        return;
+    }
+    if (!m->target_text) {
+        m->state = m->problems > 0 ? SOURCE_REFUSED : SOURCE_MOVED;
+        migration_over(m);
+        return;
+    }
+    struct error err;
+    if (!m->dial || dial_begin(m->dial, &err) < 0)
+        happens(m, EVENT_LINK_LOST, &err);
+}
+
+/* Decided long ago, the process should have ended.  False: it runs, and nobody has said what to do.
+ */
+static bool end_process(struct godwit_migration *m)
+{
+    if (!process_runs(m))
+        return true;
+    if (m->flags & GODWIT_END_HERE) {
+        struct task_tree tree;
+        if (task_tree_open(m->pid, &tree) == 0)
+            task_tree_kill(&tree);
+        task_tree_close(&tree);
+        return true;
+    }
+    error_set(&m->reason, FAILURE_DOUBT,
+              "process %d was to end and still runs here: say whether it stays (--resume) or the "
+              "copy on the other host is to run (--kill)",
+              m->pid);
+    return false;
+}
+
+static void start_resumed(struct godwit_migration *m)
+{
+    struct error err = {0};
+    m->state = SOURCE_COMMITTED;
+    m->decided_usec = now_usec();
+    if (m->flags & GODWIT_KEEP_HERE)
+        m->journal.decision = JOURNAL_ABORT;
+    if (m->journal.decision == JOURNAL_COMMIT && !end_process(m)) {
+        migration_over(m);
+        return;
+    }
+    if (m->journal.decision != JOURNAL_COMMIT) {
+        m->journal.decision = JOURNAL_ABORT;
+        m->state = SOURCE_ABORTED;
+        error_set(&m->reason, FAILURE_ABORTED, "process %d was not moved", m->pid);
+    }
+    if (dial_begin(m->dial, &err) < 0) {
+        m->reason = err;
+        migration_over(m);
+    }
+}
+
+static void start_once(struct godwit_migration *m)
+{
+    if (m->state == SOURCE_CONNECTING && m->entered_usec == 0 && !m->over) {
+        m->entered_usec = m->waiting_since = now_usec();
+        if (m->resumed)
+            start_resumed(m);
+        else
+            start(m);
+    }
+}
+
+int godwit_migration_fd(struct godwit_migration *m)
+{
+    return sd_event_get_fd(m->event);
+}
+
+int godwit_migration_step(struct godwit_migration *m, int timeout_msec)
+{
+    start_once(m);
+    if (m->over)
+        return 0;
+    uint64_t usec = timeout_msec < 0 ? UINT64_MAX : (uint64_t)timeout_msec * USEC_PER_MSEC;
+    if (sd_event_run(m->event, usec) < 0)
+        usleep(1000); /* out of memory for an event: there is another time */
+    return !m->over;
+}
+
+int godwit_migration_run(struct godwit_migration *m)
+{
+    while (godwit_migration_step(m, -1))
+        ;
+    return m->result.code;
+}
+
+void godwit_migration_cancel(struct godwit_migration *m)
+{
+    uint64_t one = 1;
+    if (write(m->cancel_fd, &one, sizeof(one)) < 0)
+        return; /* it is asked for already */
+}
+
+const struct godwit_result *godwit_migration_result(const struct godwit_migration *m)
+{
+    return &m->result;
+}
+
+void godwit_migration_free(struct godwit_migration *m)
+{
+    if (!m)
+        return;
+    if (m->entered_usec > 0 && !m->over) {
+        godwit_migration_cancel(m);
+        godwit_migration_run(m);
+    }
+    sender_free(m->sender);
+    if (m->frozen)
+        freeze_close(&m->freeze);
+    remove_directory(m);
+    if (m->link_up) {
+        struct error goodbye = {.code = FAILURE_NONE, .text = ""};
+        link_goodbye(m->link, &goodbye);
+    }
+    link_free(m->link);
+    dial_free(m->dial);
+    sd_event_source_disable_unref(m->ticker);
+    sd_event_source_disable_unref(m->cancel_io);
+    sd_event_unref(m->event);
+    close_fd(m->cancel_fd);
+    if (m->lock >= 0)
+        unlinkat(m->workdir, m->lock_name, 0);
+    close_fd(m->lock);
+    close_fd(m->workdir);
+    preflight_facts_free(&m->facts);
+    target_free(&m->target);
+    for (char **option = m->criu_options; option && *option; option++)
+        free(*option);
+    free(m->criu_options);
+    free(m->target_text);
+    free(m->workdir_path);
+    free(m->criu);
+    free(m);
+}
+
+const char *godwit_version(void)
+{
+    return GODWIT_VERSION;
+}
