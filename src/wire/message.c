@@ -16,16 +16,33 @@ static bool string_sane(const char *s)
     return true;
 }
 
+static bool strings_sane(const ProtobufCMessage *message);
+
+/* One value of a field: a string, a message, or what needs no look. */
+static bool value_sane(const ProtobufCFieldDescriptor *field, const void *value)
+{
+    const void *pointer = *(void *const *)value;
+    if (!pointer)
+        return true;
+    return field->type == PROTOBUF_C_TYPE_STRING ? string_sane(pointer) : strings_sane(pointer);
+}
+
 static bool strings_sane(const ProtobufCMessage *message)
 {
     const ProtobufCMessageDescriptor *kind = message->descriptor;
+    const uint8_t *base = (const uint8_t *)message;
     for (unsigned i = 0; i < kind->n_fields; i++) {
         const ProtobufCFieldDescriptor *field = &kind->fields[i];
-        if (field->type != PROTOBUF_C_TYPE_STRING)
+        if (field->type != PROTOBUF_C_TYPE_STRING && field->type != PROTOBUF_C_TYPE_MESSAGE)
             continue;
-        const char *s = *(char *const *)((const uint8_t *)message + field->offset);
-        if (s && !string_sane(s))
-            return false;
+        bool repeated = field->label == PROTOBUF_C_LABEL_REPEATED;
+        size_t count = repeated ? *(const size_t *)(base + field->quantifier_offset) : 1;
+        const uint8_t *values =
+            repeated ? *(const uint8_t *const *)(base + field->offset) : base + field->offset;
+        for (size_t k = 0; k < count; k++) {
+            if (!value_sane(field, values + k * sizeof(void *)))
+                return false;
+        }
     }
     return true;
 }

@@ -17,13 +17,16 @@ static const ProtobufCMessageDescriptor *const kinds[] = {
     &godwit__pb__exited__descriptor,         &godwit__pb__restore_open__descriptor,
     &godwit__pb__restore_ready__descriptor,  &godwit__pb__forget__descriptor,
     &godwit__pb__status__descriptor,         &godwit__pb__status_snapshot__descriptor,
+    &godwit__pb__facts__descriptor,          &godwit__pb__findings__descriptor,
+    &godwit__pb__standing__descriptor,       &godwit__pb__resolve__descriptor,
 };
 
 static void check_strings(const ProtobufCMessage *message)
 {
     const ProtobufCMessageDescriptor *kind = message->descriptor;
     for (unsigned i = 0; i < kind->n_fields; i++) {
-        if (kind->fields[i].type != PROTOBUF_C_TYPE_STRING)
+        if (kind->fields[i].type != PROTOBUF_C_TYPE_STRING ||
+            kind->fields[i].label == PROTOBUF_C_LABEL_REPEATED)
             continue;
         const char *s = *(char *const *)((const uint8_t *)message + kind->fields[i].offset);
         must(s && strlen(s) <= 4096);
@@ -44,6 +47,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     }
     check_strings(message);
+    if (kind == &godwit__pb__findings__descriptor) {
+        const Godwit__Pb__Findings *findings = (const Godwit__Pb__Findings *)message;
+        for (size_t i = 0; i < findings->n_findings; i++)
+            check_strings(&findings->findings[i]->base);
+    }
     if (kind == &godwit__pb__failure__descriptor) {
         failure_to_error((const Godwit__Pb__Failure *)message, &err);
         must(err.code <= FAILURE_LAST && strlen(err.text) < sizeof(err.text));

@@ -307,6 +307,25 @@ static void messages_strings(void **state)
     assert_false(name_taken(longer, 4097));
 }
 
+/* Strings in lists, and in messages in messages. */
+static void messages_deep_strings(void **state)
+{
+    (void)state;
+    uint8_t options[] = {7 << 3 | 2, 1, 'a', 7 << 3 | 2, 1, 'b'};
+    uint8_t nested[] = {1 << 3 | 2, 5, 4 << 3 | 2, 3, 't', 'x', 't'};
+    struct error err;
+    for (unsigned bad = 0; bad < 2; bad++) {
+        options[5] = bad ? '\n' : 'b';
+        nested[5] = bad ? 0x1b : 'x';
+        _cleanup_message_ ProtobufCMessage *a =
+            message_unpack(&godwit__pb__facts__descriptor, options, sizeof(options), &err);
+        _cleanup_message_ ProtobufCMessage *b =
+            message_unpack(&godwit__pb__findings__descriptor, nested, sizeof(nested), &err);
+        assert_int_equal(a == NULL, bad);
+        assert_int_equal(b == NULL, bad);
+    }
+}
+
 /* Every string field of every kind is looked at. */
 static void messages_every_string(void **state)
 {
@@ -365,6 +384,7 @@ int main(void)
         cmocka_unit_test(messages_malformed),
         cmocka_unit_test(messages_strings),
         cmocka_unit_test(messages_every_string),
+        cmocka_unit_test(messages_deep_strings),
         cmocka_unit_test(failures),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
