@@ -137,6 +137,7 @@ static void incoming_drop(struct incoming *incoming, const char *why)
 {
     log_info(&incoming->cache->daemon.log, "snapshot %s: dropped: %s", incoming->snapshot->id, why);
     incoming->dropping = true;
+    incoming->since_usec = now_usec();
     if (incoming->hook)
         client_hook(incoming->hook, HOOK_NO, why);
     if (incoming->keeper > 0)
@@ -356,6 +357,7 @@ static void incoming_commit(struct incoming *incoming)
     struct snapshot *snapshot = incoming->snapshot;
     switch (snapshot->state) {
     case SNAPSHOT_PREPARED:
+        incoming->since_usec = now_usec();
         cache_set_state(incoming->cache, snapshot, SNAPSHOT_STARTED);
         if (incoming->hook)
             client_hook(incoming->hook, HOOK_YES, "");
@@ -470,9 +472,25 @@ static void incoming_check_started(struct incoming *incoming)
     if (task_started((pid_t)snapshot->pid) != 0) {
         incoming_runs(incoming);
         incoming_finished(incoming);
-    } else {
-        cache_set_state(incoming->cache, snapshot, SNAPSHOT_DOUBT);
+        return;
     }
+    struct error err;
+    error_set(&err, FAILURE_DOUBT,
+              "it was let go and is not there: if it has not run, godwit resolve %s --resume",
+              snapshot->id);
+    cache_set_state(incoming->cache, snapshot, SNAPSHOT_DOUBT);
+    incoming_tell(incoming, FRAME_RESTORE_FAILED, &err);
+}
+
+/* What nobody comes back for: the note of a process that runs, or the hook of a criu that is gone.
+ */
+static bool incoming_is_stale(const struct incoming *incoming)
+{
+    uint64_t age = now_usec() - incoming->since_usec;
+    if (incoming->keeper > 0 || incoming->hook)
+        return false;
+    return incoming->dropping ? age > RETURN_USEC
+                              : incoming->snapshot->state == SNAPSHOT_RESTORED && age > NOTE_USEC;
 }
 
 void incomings_tick(struct cache *cache)
@@ -482,8 +500,7 @@ void incomings_tick(struct cache *cache)
         if (incoming->hook && incoming->snapshot->state == SNAPSHOT_PREPARED)
             client_hook(incoming->hook, HOOK_WAIT, "");
         incoming_check_started(incoming);
-        if (incoming->snapshot->state == SNAPSHOT_RESTORED && incoming->keeper == 0 &&
-            now_usec() - incoming->since_usec > NOTE_USEC)
+        if (incoming_is_stale(incoming))
             incoming_over(incoming, true);
     }
 }

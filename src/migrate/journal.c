@@ -99,6 +99,8 @@ int journal_read(int workdir, const char *id, struct journal_entry *ret)
     if (n < 0)
         return -errno;
     text[n] = '\0';
+    if (text[0] == '\n')
+        return -EBADMSG; /* strtok_r() passes over empty lines */
     char *save = NULL, *line = strtok_r(text, "\n", &save);
     size_t decision = 0;
     while (line && decision < ARRAY_SIZE(decision_names) &&

@@ -827,6 +827,12 @@ static int check_options(const struct godwit_options *options, struct error *err
         return error_set(err, FAILURE_USAGE, "which process?");
     if (!options->target && !dry)
         return error_set(err, FAILURE_USAGE, "where to?");
+    const struct journal_entry *entry = NULL;
+    if (options->target && strlen(options->target) >= sizeof(entry->target))
+        return error_set(err, FAILURE_USAGE, "the target is longer than %zu bytes",
+                         sizeof(entry->target) - 1);
+    if (options->target && strpbrk(options->target, "\n\r"))
+        return error_set(err, FAILURE_USAGE, "the target has more than one line");
     return criu_check_options(options->criu_options, criu_count_options(options->criu_options),
                               err);
 }

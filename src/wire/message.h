@@ -6,8 +6,9 @@
 
 /*
  * Unpacks one message of the given kind; the caller frees it with
- * protobuf_c_message_free_unpacked().  Strings, at any depth, hold no control character and are at most
- * 4096 bytes; behind a NUL they are cut.  NULL with *err set when the bytes are not such a message.
+ * protobuf_c_message_free_unpacked().  Strings, at any depth, hold no control character and are at
+ * most 4096 bytes; behind a NUL they are cut.  NULL with *err set when the bytes are not such a
+ * message.
  */
 ProtobufCMessage *message_unpack(const ProtobufCMessageDescriptor *kind, const uint8_t *bytes,
                                  size_t length, struct error *err);

@@ -43,6 +43,8 @@ static int take_host_and_port(const char *text, struct target *target)
         return -EINVAL;
     if (colon)
         target->port = strdup(colon + 1);
+    if (target->host && strpbrk(target->host, "[]"))
+        return -EINVAL;
     /* ssh would take a host that begins with a dash for an option. */
     return target->host && *target->host && *target->host != '-' ? 0 : -EINVAL;
 }

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <xxhash.h>
 
+#include "wire/target.h"
+
 /* ---- frames ---- */
 
 static const uint16_t types[] = {
@@ -345,6 +347,50 @@ static void messages_every_string(void **state)
     }
 }
 
+static void target_is(const char *text, enum target_kind kind, const char *host, const char *port,
+                      const char *rest)
+{
+    struct target target;
+    struct error err;
+    assert_int_equal(target_parse(text, &target, &err), 0);
+    assert_int_equal(target.kind, kind);
+    const char *want[] = {host, port, rest}, *got[] = {target.host, target.port, target.rest};
+    for (size_t i = 0; i < ARRAY_SIZE(want); i++) {
+        assert_int_equal(want[i] == NULL, got[i] == NULL);
+        if (want[i])
+            assert_string_equal(got[i], want[i]);
+    }
+    target_free(&target);
+}
+
+static void targets(void **state)
+{
+    (void)state;
+    target_is("other", TARGET_TCP, "other", "9996", NULL);
+    target_is("other:80", TARGET_TCP, "other", "80", NULL);
+    target_is("10.0.0.2:9997", TARGET_TCP, "10.0.0.2", "9997", NULL);
+    target_is("fd77::2", TARGET_TCP, "fd77::2", "9996", NULL);
+    target_is("[fd77::2]", TARGET_TCP, "fd77::2", "9996", NULL);
+    target_is("[fd77::2]:80", TARGET_TCP, "fd77::2", "80", NULL);
+    target_is("unix:/run/a b:c", TARGET_UNIX, NULL, NULL, "/run/a b:c");
+    target_is("exec:nc -U 'x:1'", TARGET_EXEC, NULL, NULL, "nc -U 'x:1'");
+    target_is("ssh://other", TARGET_SSH, "other", NULL, NULL);
+    target_is("ssh://root@other:2222", TARGET_SSH, "root@other", "2222", NULL);
+    static const char *const bad[] = {
+        "",          "unix:",         "exec:",        "ssh://",
+        "other:",    "other:x",       "other:0",      "other:65536",
+        "[fd77::2",  "[fd77::2]80",   "-oProxy=x",    "ssh://-oProxyCommand=x",
+        "ssh://a/b", "http://other/", "[fd77::2]x:80"};
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        struct target target;
+        struct error err = {0};
+        if (target_parse(bad[i], &target, &err) == 0)
+            fail_msg("\"%s\" is taken for a target", bad[i]);
+        assert_int_equal(err.code, FAILURE_USAGE);
+        target_free(&target);
+    }
+}
+
 static void failures(void **state)
 {
     (void)state;
@@ -385,6 +431,7 @@ int main(void)
         cmocka_unit_test(messages_strings),
         cmocka_unit_test(messages_every_string),
         cmocka_unit_test(messages_deep_strings),
+        cmocka_unit_test(targets),
         cmocka_unit_test(failures),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
