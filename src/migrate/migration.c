@@ -6,21 +6,18 @@
  */
 #include "godwit.h"
 
-#include <fcntl.h>
 #include <limits.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/file.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 
 #include "base/io.h"
 #include "migrate/commit.h"
 #include "migrate/freeze.h"
 #include "migrate/journal.h"
+#include "migrate/place.h"
 #include "migrate/preflight.h"
 #include "migrate/sender.h"
 #include "wire/link.h"
@@ -41,7 +38,7 @@ enum {
 struct godwit_migration {
     /* what was asked for */
     pid_t pid;
-    char *target_text, *workdir_path, *criu;
+    char *target_text, *criu;
     char **criu_options; /* ended by NULL */
     struct target target;
     uint64_t silence_usec;
@@ -71,8 +68,7 @@ struct godwit_migration {
     uint64_t question_at; /* where on the link what was asked last ends */
 
     /* the process */
-    int workdir, lock;
-    char lock_name[48], directory[96], directory_path[PATH_MAX];
+    struct place place;
     struct preflight_facts facts;
     size_t judged; /* parts of the facts */
     unsigned problems;
@@ -81,6 +77,7 @@ struct godwit_migration {
     struct sender *sender;
     struct freeze freeze;
     bool frozen; /* freeze is open */
+    bool criu_failed;
 };
 
 static void happens(struct godwit_migration *m, enum source_event event, const struct error *err);
@@ -182,7 +179,7 @@ static void migration_finish_abort(struct godwit_migration *m)
                      "resolve %s",
                      m->journal.id);
     else
-        journal_remove(m->workdir, m->journal.id);
+        journal_remove(m->place.workdir, m->journal.id);
     migration_over(m);
 }
 
@@ -222,9 +219,9 @@ static void commit(struct godwit_migration *m)
         return;
     }
     m->journal.decision = JOURNAL_COMMIT;
-    int r = journal_write(m->workdir, &m->journal);
+    int r = journal_write(m->place.workdir, &m->journal);
     if (r < 0) {
-        error_set_errno(&err, FAILURE_SYSTEM, r, "the journal in %s", m->workdir_path);
+        error_set_errno(&err, FAILURE_SYSTEM, r, "the journal in %s", m->place.workdir_path);
         m->state = SOURCE_PREPARING;
         happens(m, EVENT_CANCEL, &err);
         return;
@@ -242,7 +239,7 @@ static void start_abort(struct godwit_migration *m)
     m->must_tell = m->sender && sender_end_is_sent(m->sender);
     m->journal.decision = JOURNAL_ABORT;
     if (m->must_tell)
-        journal_write(m->workdir, &m->journal); /* it lives as an open one if that fails */
+        journal_write(m->place.workdir, &m->journal); /* it lives as an open one if that fails */
     freeze_answer(&m->freeze, false, m->reason.text);
     if (m->sender)
         sender_fail(m->sender, &m->reason);
@@ -254,7 +251,7 @@ static void start_abort(struct godwit_migration *m)
 
 static void settle(struct godwit_migration *m)
 {
-    journal_remove(m->workdir, m->journal.id);
+    journal_remove(m->place.workdir, m->journal.id);
     if (!m->link_up)
         return;
     Godwit__Pb__Standing standing = GODWIT__PB__STANDING__INIT;
@@ -302,47 +299,18 @@ static void on_criu_ended(struct freeze *freeze, void *user);
 static const struct freeze_ops freeze_ops = {
     .held = on_held, .hook_lost = on_hook_lost, .ended = on_criu_ended};
 
-static int make_directory(struct godwit_migration *m, struct error *err)
-{
-    snprintf(m->directory, sizeof(m->directory), "migrate-%s", m->journal.id);
-    int n = snprintf(m->directory_path, sizeof(m->directory_path), "%s/%s", m->workdir_path,
-                     m->directory);
-    if (n >= (int)sizeof(m->directory_path))
-        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "%s", m->workdir_path);
-    if (mkdirat(m->workdir, m->directory, 0700) < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", m->directory_path);
-    return 0;
-}
-
-/* What criu leaves in its work-dir goes; its log stays when criu failed, for whoever wants to know.
- */
-static void remove_directory(struct godwit_migration *m)
-{
-    if (!m->directory[0])
-        return;
-    int dirfd = openat(m->workdir, m->directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (dirfd < 0)
-        return;
-    unlinkat(dirfd, "stats-dump", 0);
-    unlinkat(dirfd, "irmap-cache", 0);
-    if (m->reason.code != FAILURE_CRIU)
-        unlinkat(dirfd, "dump.log", 0);
-    close_fd(dirfd);
-    unlinkat(m->workdir, m->directory, AT_REMOVEDIR);
-}
-
 static int begin_dump(struct godwit_migration *m, struct error *err)
 {
     char journal[PATH_MAX];
-    if (make_directory(m, err) < 0)
+    if (place_make_directory(&m->place, m->journal.id, err) < 0)
         return -1;
-    int r = journal_path(m->workdir_path, m->journal.id, journal, sizeof(journal));
+    int r = journal_path(m->place.workdir_path, m->journal.id, journal, sizeof(journal));
     if (r < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, r, "%s", m->workdir_path);
+        return error_set_errno(err, FAILURE_SYSTEM, r, "%s", m->place.workdir_path);
     struct freeze_request request = {
         .pid = m->pid,
         .criu = m->criu,
-        .workdir = m->directory_path,
+        .workdir = m->place.path,
         .journal = journal,
         .silence_usec = m->silence_usec,
         .options = m->criu_options,
@@ -360,9 +328,9 @@ static int send_rest(struct godwit_migration *m, struct error *err)
     int r = task_tree_open(m->pid, &m->freeze.tree);
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "the tasks of process %d", m->pid);
-    r = journal_write(m->workdir, &m->journal);
+    r = journal_write(m->place.workdir, &m->journal);
     if (r < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, r, "the journal in %s", m->workdir_path);
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the journal in %s", m->place.workdir_path);
     r = sender_open_directory(m->sender, TAKE_FD(m->freeze.dump.images_fd));
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "criu's images");
@@ -468,6 +436,7 @@ static void on_criu_ended(struct freeze *freeze, void *user)
     struct godwit_migration *m = user;
     struct error err;
     criu_explain("criu dump", freeze->status, freeze->log, &err);
+    m->criu_failed = source_is_dumping(m->state) && !criu_killed_by(freeze->status);
     happens(m, EVENT_CRIU_ENDED, &err);
     migration_check_end(m);
 }
@@ -767,25 +736,11 @@ static int open_loop(struct godwit_migration *m)
     return r;
 }
 
-static int open_workdir(struct godwit_migration *m, const char *workdir, struct error *err)
-{
-    m->workdir = workdir_open(workdir, true);
-    if (m->workdir >= 0)
-        m->workdir_path = realpath(workdir, NULL);
-    return m->workdir_path
-               ? 0
-               : error_set_errno(err, FAILURE_SYSTEM, m->workdir < 0 ? m->workdir : errno,
-                                 "work-dir %s", workdir);
-}
-
-static int migration_set_up(struct godwit_migration *m, const struct godwit_options *options,
-                            struct error *err)
+static int migration_set_up(struct godwit_migration *m, struct error *err)
 {
     int r = open_loop(m);
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "the event loop");
-    if (open_workdir(m, options->workdir ? options->workdir : DEFAULT_WORKDIR, err) < 0)
-        return -1;
     if (m->target_text && target_parse(m->target_text, &m->target, err) < 0)
         return -1;
     if (m->target_text)
@@ -809,8 +764,7 @@ static struct godwit_migration *migration_alloc(const struct godwit_options *opt
         .state = SOURCE_CONNECTING,
         .began_usec = now_usec(),
         .cancel_fd = -EBADF,
-        .workdir = -EBADF,
-        .lock = -EBADF,
+        .place = PLACE_CLOSED,
     };
     m->criu_options = copy_options(options->criu_options);
     if (options->target)
@@ -854,26 +808,6 @@ static void name_migration(struct godwit_migration *m, const char *target)
     m->result.host = m->host;
 }
 
-/* One migration per process.  The lock goes with this program, however it ends. */
-static int lock_process(struct godwit_migration *m, struct error *err)
-{
-    snprintf(m->lock_name, sizeof(m->lock_name), "migrate-%d.lock", m->pid);
-    struct stat here, there;
-    do {
-        close_fd(m->lock);
-        m->lock = openat(m->workdir, m->lock_name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (m->lock < 0 || fstat(m->lock, &here) < 0)
-            return error_set_errno(err, FAILURE_SYSTEM, errno, "%s/%s", m->workdir_path,
-                                   m->lock_name);
-        if (flock(m->lock, LOCK_EX | LOCK_NB) < 0) {
-            m->lock = close_fd(m->lock);
-            return error_set(err, FAILURE_BUSY, "process %d is being migrated already", m->pid);
-        }
-        /* Whoever had it before may have removed it meanwhile. */
-    } while (fstatat(m->workdir, m->lock_name, &there, 0) < 0 || here.st_ino != there.st_ino);
-    return 0;
-}
-
 int godwit_migration_new(const struct godwit_options *options, godwit_event_fn *event, void *user,
                          struct godwit_migration **ret, struct godwit_error *error)
 {
@@ -884,11 +818,13 @@ int godwit_migration_new(const struct godwit_options *options, godwit_event_fn *
         return (int)err.code;
     }
     struct godwit_migration *m = migration_alloc(options, event, user);
-    int r = migration_set_up(m, options, &err);
+    int r = place_open(&m->place, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
+    if (r == 0)
+        r = migration_set_up(m, &err);
     if (r == 0 && m->pid > 0 && task_started(m->pid) == 0)
         r = error_set(&err, FAILURE_NOT_FOUND, "there is no process %d", m->pid);
     if (r == 0 && !(m->flags & GODWIT_DRY_RUN))
-        r = lock_process(m, &err);
+        r = place_lock(&m->place, m->pid, &err);
     if (r < 0) {
         set_error(error, &err);
         m->over = true;
@@ -909,17 +845,14 @@ int godwit_migration_resume(const struct godwit_options *options, const char *id
     *ret = NULL;
     struct godwit_migration *m = migration_alloc(options, event, user);
     m->resumed = m->must_tell = true;
-    int r = open_workdir(m, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
+    int r = place_open(&m->place, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
     if (r == 0) {
-        r = journal_read(m->workdir, id, &m->journal);
+        r = journal_read(m->place.workdir, id, &m->journal);
         if (r < 0)
             r = error_set_errno(&err, FAILURE_NOT_FOUND, r, "%s: no such migration of this host",
                                 id);
     }
     if (r == 0) {
-        close_fd(m->workdir);
-        free(m->workdir_path);
-        m->workdir_path = NULL;
         free(m->target_text);
         m->target_text = strdup(m->journal.target);
         m->pid = m->journal.pid;
@@ -929,10 +862,10 @@ int godwit_migration_resume(const struct godwit_options *options, const char *id
         m->result.id = m->journal.id;
         m->result.pid = m->pid;
         m->result.host = m->host;
-        r = migration_set_up(m, options, &err);
+        r = migration_set_up(m, &err);
     }
     if (r == 0)
-        r = lock_process(m, &err);
+        r = place_lock(&m->place, m->pid, &err);
     if (r < 0) {
         set_error(error, &err);
         m->over = true;
@@ -1079,7 +1012,6 @@ void godwit_migration_free(struct godwit_migration *m)
     sender_free(m->sender);
     if (m->frozen)
         freeze_close(&m->freeze);
-    remove_directory(m);
     if (m->link_up) {
         struct error goodbye = {.code = FAILURE_NONE, .text = ""};
         link_goodbye(m->link, &goodbye);
@@ -1090,17 +1022,14 @@ void godwit_migration_free(struct godwit_migration *m)
     sd_event_source_disable_unref(m->cancel_io);
     sd_event_unref(m->event);
     close_fd(m->cancel_fd);
-    if (m->lock >= 0)
-        unlinkat(m->workdir, m->lock_name, 0);
-    close_fd(m->lock);
-    close_fd(m->workdir);
+    /* criu's log stays when criu failed, for whoever wants to know. */
+    place_close(&m->place, m->criu_failed);
     preflight_facts_free(&m->facts);
     target_free(&m->target);
     for (char **option = m->criu_options; option && *option; option++)
         free(*option);
     free(m->criu_options);
     free(m->target_text);
-    free(m->workdir_path);
     free(m->criu);
     free(m);
 }
