@@ -2,11 +2,13 @@
 #include "criu/process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -61,20 +63,44 @@ static int first_output(const char *path, const char *argument, char *buf, size_
     return pid > 0 && status == 0 ? 0 : -ENOEXEC;
 }
 
+/* Major and minor; false when the text does not begin with them. */
+static bool version_parse(const char *text, unsigned version[2])
+{
+    return sscanf(text, "%u.%u", &version[0], &version[1]) == 2;
+}
+
+int criu_version_compare(const char *a, const char *b)
+{
+    unsigned left[2], right[2];
+    if (!version_parse(a, left) || !version_parse(b, right))
+        return strcmp(a, b);
+    size_t i = left[0] == right[0];
+    return left[i] < right[i] ? -1 : left[i] > right[i];
+}
+
+int criu_version(const char *path, char ret[CRIU_VERSION_BYTES], struct error *err)
+{
+    static const char label[] = "Version: ";
+    char text[256];
+    unsigned is[2];
+    int r = first_output(path, "--version", text, sizeof(text));
+    const char *version = r == 0 ? strstr(text, label) : NULL;
+    if (!version || !version_parse(version += strlen(label), is))
+        return error_set(err, FAILURE_CRIU, "%s: does not run or tells no version", path);
+    if (is[0] < CRIU_MAJOR_MIN || (is[0] == CRIU_MAJOR_MIN && is[1] < CRIU_MINOR_MIN))
+        return error_set(
+            err, FAILURE_CRIU,
+            "%s: is version %u.%u; godwit needs %u.%u or newer: name one with --criu or "
+            "GODWIT_CRIU",
+            path, is[0], is[1], CRIU_MAJOR_MIN, CRIU_MINOR_MIN);
+    snprintf(ret, CRIU_VERSION_BYTES, "%.*s", (int)strcspn(version, " \n"), version);
+    return 0;
+}
+
 static int check_version(const char *path, struct error *err)
 {
-    char text[256];
-    unsigned major, minor;
-    int r = first_output(path, "--version", text, sizeof(text));
-    const char *version = r == 0 ? strstr(text, "Version: ") : NULL;
-    if (!version || sscanf(version, "Version: %u.%u", &major, &minor) != 2)
-        return error_set(err, FAILURE_CRIU, "%s: does not run or tells no version", path);
-    if (major > CRIU_MAJOR_MIN || (major == CRIU_MAJOR_MIN && minor >= CRIU_MINOR_MIN))
-        return 0;
-    return error_set(err, FAILURE_CRIU,
-                     "%s: is version %u.%u; godwit needs %u.%u or newer: name one with --criu or "
-                     "GODWIT_CRIU",
-                     path, major, minor, CRIU_MAJOR_MIN, CRIU_MINOR_MIN);
+    char version[CRIU_VERSION_BYTES];
+    return criu_version(path, version, err);
 }
 
 char *criu_find(const char *chosen, struct error *err)
@@ -402,4 +428,48 @@ void criu_explain(const char *what, int exit_status, const char *log, struct err
     else
         error_set(ret, FAILURE_CRIU, "%s ended with status %d (log: %.200s)", what, exit_status,
                   log);
+}
+
+/* ---- criu check ---- */
+
+/* Waits for a child, killing it after that long.  Its wait status. */
+static int wait_at_most(pid_t pid, int pidfd, int msec)
+{
+    struct pollfd poll_fd = {.fd = pidfd, .events = POLLIN};
+    uint64_t end = now_usec() + (uint64_t)msec * USEC_PER_MSEC;
+    int r;
+    while ((r = poll(&poll_fd, 1, msec)) < 0 && errno == EINTR && now_usec() < end)
+        ;
+    if (r <= 0)
+        kill(pid, SIGKILL);
+    int status = -1;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return status;
+}
+
+int criu_check_kernel(const char *path, struct error *err)
+{
+    enum { CHECK_MSEC = 10000 };
+    _cleanup_close_ int log = memfd_create("criu-check", MFD_CLOEXEC);
+    if (log < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "memfd_create");
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(log, STDOUT_FILENO);
+        dup2(log, STDERR_FILENO);
+        execl(path, path, "check", NULL);
+        _exit(127);
+    }
+    if (pid < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "starting criu");
+    _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    int status = wait_at_most(pid, pidfd, CHECK_MSEC);
+    if (status == 0)
+        return 0;
+    char name[32], line[256] = "it does not say why";
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", log);
+    criu_first_error(name, line, sizeof(line));
+    return error_set(err, FAILURE_CRIU, "%s check: status %d: %s", path, criu_exit_status(status),
+                     line);
 }

@@ -16,6 +16,24 @@ char *criu_find(const char *chosen, struct error *err);
  * -1 with *err set. */
 int criu_find_hook(char *buf, size_t size, struct error *err);
 
+/* "4.2.1"; what a longer version has behind that is cut off. */
+enum { CRIU_VERSION_BYTES = 32 };
+
+/*
+ * The version that a criu tells of itself, proved by running it; it must be 4.1 or newer.  0, or -1
+ * with *err set.
+ */
+int criu_version(const char *path, char ret[CRIU_VERSION_BYTES], struct error *err);
+
+/* Below 0, 0 or above 0 as the first of two such versions is older than the second, or not. */
+int criu_version_compare(const char *a, const char *b);
+
+/*
+ * Runs `criu check`: whether this kernel has what CRIU needs, and lets it use that.  Takes some 100
+ * ms, at most 10 seconds.  0, or -1 with *err set.
+ */
+int criu_check_kernel(const char *path, struct error *err);
+
 /*
  * Whether an option that the user passes on to criu is one that godwit must own; then a line about
  * it in *err (FAILURE_USAGE) and -1.

@@ -29,33 +29,31 @@ pid_t task_of_pidfd(int pidfd)
     return MAX(pid, 0);
 }
 
-/* What is read of /proc/PID/stat, see proc(5). */
-struct task_stat {
-    char state;
-    pid_t parent;
-    unsigned flags;
-    unsigned long long started;
-};
-
-static bool task_read_stat(pid_t pid, struct task_stat *ret)
+bool task_read_stat(pid_t pid, struct task_stat *ret)
 {
+    /* Bits of proc(5): PF_EXITING, PF_KTHREAD. */
+    enum { FLAG_EXITING = 4, FLAG_KERNEL = 0x200000 };
     char line[512];
+    unsigned flags;
     FILE *file = open_proc(pid, "stat");
     if (!file)
         return false;
     const char *end = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
     fclose(file);
-    /* Behind the command, which may hold anything: fields 3, 4, 9 and 22. */
-    return end &&
-           sscanf(end + 1,
-                  " %c %d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-                  &ret->state, &ret->parent, &ret->flags, &ret->started) == 4;
+    /* Behind the command, which may hold anything: fields 3, 4, 6, 9 and 22. */
+    if (!end ||
+        sscanf(end + 1,
+               " %c %d %*d %d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+               &ret->state, &ret->parent, &ret->session, &flags, &ret->started) != 5)
+        return false;
+    ret->kernel = flags & FLAG_KERNEL;
+    ret->exiting = flags & FLAG_EXITING;
+    return true;
 }
 
 bool task_is_dying(pid_t pid)
 {
-    /* Bits of proc(5): of the pending signals SIGKILL, of the flags PF_EXITING. */
-    enum { PENDING_KILL = 1 << (SIGKILL - 1), FLAG_EXITING = 4 };
+    enum { PENDING_KILL = 1 << (SIGKILL - 1) }; /* the bit of proc(5) */
     char line[512];
     unsigned long long pending = 0, part;
     FILE *file = open_proc(pid, "status");
@@ -66,7 +64,7 @@ bool task_is_dying(pid_t pid)
     if (file)
         fclose(file);
     struct task_stat stat;
-    return pending & PENDING_KILL || (task_read_stat(pid, &stat) && stat.flags & FLAG_EXITING);
+    return pending & PENDING_KILL || (task_read_stat(pid, &stat) && stat.exiting);
 }
 
 pid_t task_parent(pid_t pid)

@@ -14,6 +14,18 @@ pid_t task_of_pidfd(int pidfd);
  */
 bool task_is_dying(pid_t pid);
 
+/* What is read of /proc/PID/stat, see proc(5).  Numbers are those of our pid namespace. */
+struct task_stat {
+    char state; /* 'R', 'S', 'Z', ... */
+    pid_t parent, session;
+    bool kernel; /* a thread of the kernel */
+    bool exiting;
+    unsigned long long started; /* in clock ticks since boot */
+};
+
+/* False when there is no such task.  Threads are found by their ids too. */
+bool task_read_stat(pid_t pid, struct task_stat *ret);
+
 /* The parent of a process, or 0. */
 pid_t task_parent(pid_t pid);
 

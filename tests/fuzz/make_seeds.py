@@ -218,9 +218,63 @@ def pagemap_seeds():
     save("pagemap", "magic", b"\0" * 8)
 
 
+# ---- build ids ----
+
+def note(owner=b"GNU\0", kind=3, content=bytes(range(20)), content_size=None):
+    def padded(data):
+        return data + bytes(-len(data) % 4)
+    size = len(content) if content_size is None else content_size
+    return struct.pack("<III", len(owner), size, kind) + padded(owner) + padded(content)
+
+
+def elf(*segments, bits=64, count=None, at=None):
+    """An ELF file; segments are (kind, bytes, the size that is told or None)."""
+    header, entry = (64, 56) if bits == 64 else (52, 32)
+    table = body = b""
+    for kind, data, told in segments:
+        size = len(data) if told is None else told
+        offset = header + entry * len(segments) + len(body)
+        if bits == 64:
+            table += struct.pack("<IIQQQQQQ", kind, 4, offset, 0, 0, size, size, 4)
+        else:
+            table += struct.pack("<IIIIIIII", kind, offset, 0, 0, size, size, 4, 4)
+        body += data
+    word = "Q" if bits == 64 else "I"
+    out = b"\x7fELF" + bytes([bits // 32, 1, 1]) + bytes(9)
+    out += struct.pack(f"<HHI{word}{word}{word}IHHHHHH", 3, 62, 1, 0, header if at is None else at, 0,
+                       0, header, entry, len(segments) if count is None else count, 0, 0, 0)
+    return out + table + body
+
+
+def build_id_seeds():
+    load, notes = 1, 4
+    for bits in (32, 64):
+        whole = elf((load, b"", None), (notes, note(kind=1) + note(), None), bits=bits)
+        bodies = {
+            "whole": whole,
+            "second-segment": elf((notes, note(b"X\0"), None), (notes, note(), None), bits=bits),
+            "none": elf((load, note(), None), bits=bits),
+            "cut-short": whole[:-8],
+            "cut-header": whole[:60],
+            "many-headers": elf((notes, note(), None), bits=bits, count=65535),
+            "far-table": elf((notes, note(), None), bits=bits, at=(1 << bits) - 8),
+            "huge-segment": elf((notes, note(), (1 << bits) - 1), bits=bits),
+        }
+        for name, body in bodies.items():
+            save("build_id", f"{name}-{bits}", body)
+    save("build_id", "longest", elf((notes, note(content=bytes(range(64))), None)))
+    save("build_id", "too-long", elf((notes, note(content=bytes(65)), None)))
+    save("build_id", "of-nothing", elf((notes, note(content=b""), None)))
+    save("build_id", "huge-content", elf((notes, note(content_size=0xFFFFFFFF), None)))
+    save("build_id", "huge-owner", elf((notes, struct.pack("<III", 0xFFFFFFFD, 4, 3) + bytes(8), None)))
+    save("build_id", "not-elf", b"#!/bin/sh\n" + bytes(64))
+
+
+
 for seed, (index, body) in MESSAGES.items():
     save("message", seed, bytes([index]) + body)
 link_seeds()
 page_server_seeds()
 stream_seeds()
 pagemap_seeds()
+build_id_seeds()

@@ -11,7 +11,7 @@ build=${GODWIT_FUZZ_BUILD:-$root/build-fuzz}
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(link message stream page_server pagemap)
+[ ${#targets[@]} -gt 0 ] || targets=(link message stream page_server pagemap build_id)
 
 if [ ! -f "$build/build.ninja" ]; then
     # The library is instrumented for coverage, without libFuzzer's main().
