@@ -7,8 +7,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -71,9 +71,9 @@ static bool version_parse(const char *text, unsigned version[2])
 
 int criu_version_compare(const char *a, const char *b)
 {
-    unsigned left[2], right[2];
-    if (!version_parse(a, left) || !version_parse(b, right))
-        return strcmp(a, b);
+    unsigned left[2] = {0}, right[2] = {0};
+    version_parse(a, left);
+    version_parse(b, right);
     size_t i = left[0] == right[0];
     return left[i] < right[i] ? -1 : left[i] > right[i];
 }

@@ -25,7 +25,10 @@ enum { CRIU_VERSION_BYTES = 32 };
  */
 int criu_version(const char *path, char ret[CRIU_VERSION_BYTES], struct error *err);
 
-/* Below 0, 0 or above 0 as the first of two such versions is older than the second, or not. */
+/*
+ * Below 0, 0 or above 0 as the first of two such versions is older than the second, as new or
+ * newer. What comes behind major and minor does not count; what is no version is older than all.
+ */
 int criu_version_compare(const char *a, const char *b);
 
 /*

@@ -6,8 +6,10 @@
  *   source: look at this host and the process ──▶ findings, and facts for the other host
  *   destination: judge each part of the facts ──▶ findings
  *
- * A finding is one line: what, where, what follows from it, what to do.  Any thread; blocks for as
- * long as criu takes to tell its version (some 20 ms), and reads files.
+ * A finding is one line: what, where, what follows from it, what to do.  Each thing that was looked
+ * at has one, also when nothing is wrong.  Any thread; blocks for as long as criu takes to tell its
+ * version and to check the kernel (some 100 ms, at most 10 s), and reads files, which takes as long
+ * as their file systems do.
  */
 #include "base/error.h"
 #include "link.pb-c.h"
@@ -18,7 +20,10 @@ struct findings {
     size_t count;
 };
 
-/* Adds one; text from the format.  remedy may be "".  Out of memory it is left out. */
+/*
+ * Adds one; text from the format, cut at some 800 bytes, with "?" for control characters.  remedy
+ * may be "".  Out of memory it is left out.
+ */
 void findings_add(struct findings *findings, Godwit__Pb__Finding__Severity severity,
                   const char *topic, const char *remedy, const char *format, ...) _printf_(5, 6);
 void findings_free(struct findings *findings);
@@ -40,7 +45,9 @@ enum { PREFLIGHT_PART_BYTES = 48 << 10 };
 
 /*
  * Looks at this host and, if there is one, at the process, which runs on meanwhile: what it finds
- * is true at that moment.  0, or -1 with *err set when it cannot look (no such process).
+ * is true at that moment.  0, or -1 with *err set when it cannot look (no such process:
+ * FAILURE_NOT_FOUND).  With a process that cannot be dumped at all there are facts of the host
+ * only.
  */
 int preflight_look(const struct preflight_request *request, struct findings *findings,
                    struct preflight_facts *ret_facts, struct error *err);
@@ -48,7 +55,8 @@ void preflight_facts_free(struct preflight_facts *facts);
 
 /*
  * Judges one part against this host.  criu: path or NULL, as above; free_bytes: what the store of
- * snapshots can still take.  The part comes from the network.
+ * snapshots can still take.  The part comes from the network: of the paths that it names none is
+ * opened but regular files, and the findings about one part are at most some 50.
  */
 void preflight_judge(const Godwit__Pb__Facts *part, const char *criu, uint64_t free_bytes,
                      struct findings *findings);

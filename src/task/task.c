@@ -67,6 +67,18 @@ bool task_is_dying(pid_t pid)
     return pending & PENDING_KILL || (task_read_stat(pid, &stat) && stat.exiting);
 }
 
+pid_t task_leader(pid_t pid)
+{
+    char line[512];
+    int leader = 0;
+    FILE *file = open_proc(pid, "status");
+    while (file && fgets(line, sizeof(line), file) && sscanf(line, "Tgid: %d", &leader) != 1)
+        ;
+    if (file)
+        fclose(file);
+    return leader;
+}
+
 pid_t task_parent(pid_t pid)
 {
     struct task_stat stat;

@@ -26,6 +26,9 @@ struct task_stat {
 /* False when there is no such task.  Threads are found by their ids too. */
 bool task_read_stat(pid_t pid, struct task_stat *ret);
 
+/* The process that a thread belongs to, itself when it is the first one, or 0. */
+pid_t task_leader(pid_t pid);
+
 /* The parent of a process, or 0. */
 pid_t task_parent(pid_t pid);
 
