@@ -1,31 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * godwit.h: one migration, on the source.  The states and what leads from one to the next are in
+ * The source of a migration.  The states and what leads from one to the next are in
  * migrate/commit.h; this file does what a state asks for when it is entered, and tells the machine
  * what happens.
  */
-#include "godwit.h"
+#include "migrate/migration.h"
 
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <sys/random.h>
 
-#include "base/io.h"
-#include "migrate/commit.h"
-#include "migrate/freeze.h"
-#include "migrate/journal.h"
-#include "migrate/place.h"
-#include "migrate/preflight.h"
-#include "migrate/sender.h"
-#include "wire/link.h"
-#include "wire/target.h"
-
-#define DEFAULT_WORKDIR "/run/godwit"
-#define DEFAULT_SILENCE_USEC (10 * USEC_PER_SEC)
-#define TICK_USEC (250 * USEC_PER_MSEC)
 #define REDIAL_USEC (200 * USEC_PER_MSEC)
 
 enum {
@@ -34,53 +18,6 @@ enum {
     STALL_SILENCES = 6,               /* for a criu that sends nothing while it dumps */
     RESTORE_BYTES_PER_SEC = 64 << 20, /* a restore that is slower is given up */
 };
-
-struct godwit_migration {
-    /* what was asked for */
-    pid_t pid;
-    char *target_text, *criu;
-    char **criu_options; /* ended by NULL */
-    struct target target;
-    uint64_t silence_usec;
-    uint32_t flags;
-    godwit_event_fn *on_event;
-    void *user;
-    struct error no_criu; /* why there is none */
-
-    /* how far it is */
-    enum source_state state;
-    struct error reason; /* of the end, or of what leads to it */
-    bool over;
-    bool resumed;   /* from the journal: there is nothing here but the verdict */
-    bool must_tell; /* the destination may hold a copy, and has to hear the verdict */
-    bool told;
-    uint64_t began_usec, entered_usec, progress_usec, decided_usec;
-    uint64_t progress_bytes, waiting_since;
-    struct godwit_result result;
-    char host[65];
-
-    sd_event *event;
-    sd_event_source *ticker, *cancel_io;
-    int cancel_fd;
-    struct dial *dial;
-    struct link *link;
-    bool link_up;
-    uint64_t question_at; /* where on the link what was asked last ends */
-
-    /* the process */
-    struct place place;
-    struct preflight_facts facts;
-    size_t judged; /* parts of the facts */
-    unsigned problems;
-    uint64_t total_bytes;
-    struct journal_entry journal;
-    struct sender *sender;
-    struct freeze freeze;
-    bool frozen; /* freeze is open */
-    bool criu_failed;
-};
-
-static void happens(struct godwit_migration *m, enum source_event event, const struct error *err);
 
 /* ---- telling the caller ---- */
 
@@ -105,7 +42,7 @@ static const char *migration_status(const struct godwit_migration *m)
     }
 }
 
-static void migration_report(struct godwit_migration *m, enum godwit_event_type type)
+void migration_report(struct godwit_migration *m, enum godwit_event_type type)
 {
     if (!m->on_event)
         return;
@@ -120,7 +57,7 @@ static void migration_report(struct godwit_migration *m, enum godwit_event_type 
     m->on_event(&event, m->user);
 }
 
-static void migration_report_finding(struct godwit_migration *m, const Godwit__Pb__Finding *finding)
+void migration_report_finding(struct godwit_migration *m, const Godwit__Pb__Finding *finding)
 {
     struct godwit_event event = {
         .type = GODWIT_EVENT_FINDING,
@@ -139,7 +76,7 @@ static void migration_report_finding(struct godwit_migration *m, const Godwit__P
 
 /* ---- the end ---- */
 
-static void migration_over(struct godwit_migration *m)
+void migration_over(struct godwit_migration *m)
 {
     if (m->over)
         return;
@@ -156,7 +93,7 @@ static bool criu_is_over(const struct godwit_migration *m)
     return !m->frozen || m->freeze.criu == 0;
 }
 
-static bool process_runs(const struct godwit_migration *m)
+bool migration_process_runs(const struct godwit_migration *m)
 {
     return task_started(m->pid) == m->journal.started && !task_is_dying(m->pid);
 }
@@ -170,8 +107,8 @@ static void migration_finish_abort(struct godwit_migration *m)
         return;
     if (!m->resumed && m->reason.code != FAILURE_NOT_FOUND)
         error_append(&m->reason,
-                     process_runs(m) ? "; process %d runs on here"
-                                     : "; process %d has ended here by itself",
+                     migration_process_runs(m) ? "; process %d runs on here"
+                                               : "; process %d has ended here by itself",
                      m->pid);
     if (waiting)
         error_append(&m->reason,
@@ -215,7 +152,7 @@ static void commit(struct godwit_migration *m)
     if (!freeze_holds(&m->freeze)) {
         error_set(&err, FAILURE_CRIU, "criu let go of the process before the decision");
         m->state = SOURCE_PREPARING;
-        happens(m, EVENT_HOOK_LOST, &err);
+        migration_happens(m, EVENT_HOOK_LOST, &err);
         return;
     }
     m->journal.decision = JOURNAL_COMMIT;
@@ -223,7 +160,7 @@ static void commit(struct godwit_migration *m)
     if (r < 0) {
         error_set_errno(&err, FAILURE_SYSTEM, r, "the journal in %s", m->place.workdir_path);
         m->state = SOURCE_PREPARING;
-        happens(m, EVENT_CANCEL, &err);
+        migration_happens(m, EVENT_CANCEL, &err);
         return;
     }
     task_tree_kill(&m->freeze.tree);
@@ -269,7 +206,7 @@ static void send_facts(struct godwit_migration *m)
     for (size_t i = 0; i < m->facts.count; i++)
         link_send(m->link, FRAME_CHECK, 0, 0, &m->facts.parts[i]->base);
     if (m->facts.count == 0)
-        happens(m, EVENT_CHECKED, NULL);
+        migration_happens(m, EVENT_CHECKED, NULL);
 }
 
 static void on_sender_changed(struct sender *sender, void *user);
@@ -289,7 +226,7 @@ static void offer(struct godwit_migration *m)
     struct error err;
     if (!m->sender) {
         error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "a migration");
-        happens(m, EVENT_CANCEL, &err);
+        migration_happens(m, EVENT_CANCEL, &err);
     }
 }
 
@@ -338,7 +275,7 @@ static int send_rest(struct godwit_migration *m, struct error *err)
     return 0;
 }
 
-static void enter(struct godwit_migration *m, enum source_state state)
+void migration_enter(struct godwit_migration *m, enum source_state state)
 {
     const char *before = migration_status(m);
     m->state = state;
@@ -375,7 +312,7 @@ static void enter(struct godwit_migration *m, enum source_state state)
         break;
     }
     if (r < 0)
-        happens(m, EVENT_CANCEL, &err);
+        migration_happens(m, EVENT_CANCEL, &err);
     if (strcmp(before, migration_status(m)) != 0 && !m->over)
         migration_report(m, GODWIT_EVENT_STATUS);
     migration_check_end(m);
@@ -391,7 +328,7 @@ static enum failure code_of_end(enum source_state state, enum source_event event
     return event == EVENT_PEER_FAILED ? FAILURE_REFUSED : code;
 }
 
-static void happens(struct godwit_migration *m, enum source_event event, const struct error *err)
+void migration_happens(struct godwit_migration *m, enum source_event event, const struct error *err)
 {
     enum source_state next = source_next(m->state, event);
     if (next == SOURCE_STAY || m->over)
@@ -402,7 +339,7 @@ static void happens(struct godwit_migration *m, enum source_event event, const s
         m->reason.code = code_of_end(next, event, m->reason.code);
     else
         m->reason = (struct error){0};
-    enter(m, next);
+    migration_enter(m, next);
 }
 
 static void happens_text(struct godwit_migration *m, enum source_event event, enum failure code,
@@ -410,7 +347,7 @@ static void happens_text(struct godwit_migration *m, enum source_event event, en
 {
     struct error err;
     error_set(&err, code, "%s", text);
-    happens(m, event, &err);
+    migration_happens(m, event, &err);
 }
 
 /* ---- criu ---- */
@@ -419,7 +356,7 @@ static void on_held(struct freeze *freeze, void *user)
 {
     struct godwit_migration *m = user;
     if (m->state == SOURCE_DUMPING)
-        happens(m, EVENT_HELD, NULL);
+        migration_happens(m, EVENT_HELD, NULL);
     else
         freeze_answer(freeze, false, m->reason.text);
 }
@@ -437,7 +374,7 @@ static void on_criu_ended(struct freeze *freeze, void *user)
     struct error err;
     criu_explain("criu dump", freeze->status, freeze->log, &err);
     m->criu_failed = source_is_dumping(m->state) && !criu_killed_by(freeze->status);
-    happens(m, EVENT_CRIU_ENDED, &err);
+    migration_happens(m, EVENT_CRIU_ENDED, &err);
     migration_check_end(m);
 }
 
@@ -448,15 +385,15 @@ static void on_sender_changed(struct sender *sender, void *user)
     m->waiting_since = now_usec();
     switch (sender_state(sender)) {
     case SENDER_SENDING:
-        happens(m, EVENT_ACCEPTED, NULL);
+        migration_happens(m, EVENT_ACCEPTED, NULL);
         return;
     case SENDER_ACKED:
-        happens(m, EVENT_ACKED, NULL);
+        migration_happens(m, EVENT_ACKED, NULL);
         return;
     case SENDER_FAILED:
         /* criu's own reason is better than that its pages stopped. */
         if (sender_error(sender)->code != FAILURE_CRIU)
-            happens(m, EVENT_PEER_FAILED, sender_error(sender));
+            migration_happens(m, EVENT_PEER_FAILED, sender_error(sender));
         return;
     default:
         return;
@@ -472,13 +409,13 @@ static void take_findings(struct godwit_migration *m, const Godwit__Pb__Findings
     if (++m->judged < m->facts.count)
         return;
     if (m->problems > 0) {
-        happens(m, EVENT_PEER_FAILED, &m->reason);
+        migration_happens(m, EVENT_PEER_FAILED, &m->reason);
     } else if (m->flags & GODWIT_DRY_RUN) {
         m->state = SOURCE_MOVED;
         m->reason = (struct error){0};
         migration_over(m);
     } else {
-        happens(m, EVENT_CHECKED, NULL);
+        migration_happens(m, EVENT_CHECKED, NULL);
     }
 }
 
@@ -488,7 +425,7 @@ static void take_restored(struct godwit_migration *m, const Godwit__Pb__Standing
     if (m->state == SOURCE_COMMITTED && m->frozen && m->freeze.frozen_usec)
         m->result.downtime_usec =
             now - m->freeze.frozen_usec - MIN(standing->ago_usec, now - m->freeze.frozen_usec);
-    happens(m, EVENT_RESTORED, NULL);
+    migration_happens(m, EVENT_RESTORED, NULL);
 }
 
 static void take_standing(struct godwit_migration *m, uint16_t type,
@@ -499,14 +436,14 @@ static void take_standing(struct godwit_migration *m, uint16_t type,
     struct error err;
     switch (type) {
     case FRAME_PREPARED:
-        happens(m, EVENT_PREPARED, NULL);
+        migration_happens(m, EVENT_PREPARED, NULL);
         return;
     case FRAME_RESTORED:
         take_restored(m, standing);
         return;
     default:
         error_set(&err, FAILURE_CRIU, "%s: %s", m->host, standing->text);
-        happens(m, EVENT_PEER_FAILED, &err);
+        migration_happens(m, EVENT_PEER_FAILED, &err);
     }
 }
 
@@ -565,7 +502,7 @@ static void on_link_up(struct link *link, const Godwit__Pb__Hello *hello, void *
     snprintf(m->host, sizeof(m->host), "%.64s", hello->hostname);
     if (m->state == SOURCE_COMMITTED || m->state == SOURCE_ABORTED)
         send_verdict(m);
-    happens(m, EVENT_LINKED, NULL);
+    migration_happens(m, EVENT_LINKED, NULL);
 }
 
 static void on_link_down(struct link *link, const struct error *err, void *user)
@@ -581,7 +518,7 @@ static void on_link_down(struct link *link, const struct error *err, void *user)
     m->link = link_free(m->link);
     if (m->sender)
         sender_link_down(m->sender, &reason);
-    happens(m, EVENT_LINK_LOST, &reason);
+    migration_happens(m, EVENT_LINK_LOST, &reason);
     if (m->state == SOURCE_COMMITTED || (m->state == SOURCE_ABORTED && m->must_tell && !m->told))
         dial_begin_after(m->dial, REDIAL_USEC);
 }
@@ -609,7 +546,7 @@ static void on_dial_failed(struct dial *dial, const struct error *err, void *use
 {
     (void)dial;
     struct godwit_migration *m = user;
-    happens(m, EVENT_LINK_LOST, err);
+    migration_happens(m, EVENT_LINK_LOST, err);
     if (!m->over && (m->state == SOURCE_COMMITTED || m->state == SOURCE_ABORTED))
         dial_begin_after(m->dial, REDIAL_USEC);
 }
@@ -624,7 +561,7 @@ static void on_dialled(struct dial *dial, int fd, void *user)
         on_dial_failed(dial, &err, m);
 }
 
-static const struct dial_ops dial_ops = {.connected = on_dialled, .failed = on_dial_failed};
+const struct dial_ops migration_dial_ops = {.connected = on_dialled, .failed = on_dial_failed};
 
 /* ---- time ---- */
 
@@ -662,13 +599,11 @@ static void check_patience(struct godwit_migration *m)
               "%s while %s: nothing has come of it for %g s",
               m->state == SOURCE_DUMPING ? "criu dump" : "the other host",
               source_state_name(m->state), (double)patience / (double)USEC_PER_SEC);
-    happens(m, EVENT_TIMEOUT, &err);
+    migration_happens(m, EVENT_TIMEOUT, &err);
 }
 
-static int on_tick(sd_event_source *source, uint64_t usec, void *user)
+void migration_tick(struct godwit_migration *m)
 {
-    (void)usec;
-    struct godwit_migration *m = user;
     check_patience(m);
     if (m->frozen && m->state >= SOURCE_COMMITTED && m->freeze.criu > 0 &&
         now_usec() - m->decided_usec > 2 * m->silence_usec)
@@ -676,365 +611,14 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *user)
     if (m->frozen)
         freeze_beat(&m->freeze);
     migration_check_end(m);
-    if (m->over)
-        return 0;
-    if (now_usec() - m->progress_usec >= USEC_PER_SEC)
+    if (!m->over && now_usec() - m->progress_usec >= USEC_PER_SEC)
         migration_report(m, GODWIT_EVENT_PROGRESS);
-    sd_event_source_set_time_relative(source, TICK_USEC);
-    return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
-static int on_cancel(sd_event_source *source, int fd, uint32_t events, void *user)
+void migration_cancel(struct godwit_migration *m)
 {
-    (void)source;
-    (void)events;
-    struct godwit_migration *m = user;
-    uint64_t count;
-    if (read(fd, &count, sizeof(count)) < 0)
-        return 0;
     happens_text(m, EVENT_CANCEL, FAILURE_ABORTED, "cancelled");
     /* Cancelled twice, it does not wait for the other host any more. */
     if (m->state == SOURCE_ABORTED)
         m->decided_usec -= MIN(m->decided_usec, ANSWER_SILENCES * m->silence_usec);
-    return 0;
-}
-
-/* ---- its beginning ---- */
-
-static void set_error(struct godwit_error *ret, const struct error *err)
-{
-    if (!ret)
-        return;
-    ret->code = (int)err->code;
-    snprintf(ret->text, sizeof(ret->text), "%s", err->text);
-}
-
-static char **copy_options(char *const *options)
-{
-    size_t count = criu_count_options(options);
-    char **copy = calloc(count + 1, sizeof(char *));
-    for (size_t i = 0; copy && i < count; i++) {
-        copy[i] = strdup(options[i]);
-        if (!copy[i])
-            abort();
-    }
-    return copy;
-}
-
-static int open_loop(struct godwit_migration *m)
-{
-    int r = sd_event_new(&m->event);
-    if (r < 0)
-        return r;
-    m->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (m->cancel_fd < 0)
-        return -errno;
-    r = sd_event_add_io(m->event, &m->cancel_io, m->cancel_fd, EPOLLIN, on_cancel, m);
-    if (r >= 0)
-        r = sd_event_add_time_relative(m->event, &m->ticker, CLOCK_MONOTONIC, TICK_USEC,
-                                       USEC_PER_MSEC, on_tick, m);
-    return r;
-}
-
-static int migration_set_up(struct godwit_migration *m, struct error *err)
-{
-    int r = open_loop(m);
-    if (r < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, r, "the event loop");
-    if (m->target_text && target_parse(m->target_text, &m->target, err) < 0)
-        return -1;
-    if (m->target_text)
-        m->dial = dial_new(m->event, &m->target, m->flags & GODWIT_INSECURE, m->silence_usec,
-                           &dial_ops, m);
-    return 0;
-}
-
-static struct godwit_migration *migration_alloc(const struct godwit_options *options,
-                                                godwit_event_fn *event, void *user)
-{
-    struct godwit_migration *m = calloc(1, sizeof(*m));
-    if (!m)
-        abort();
-    *m = (struct godwit_migration){
-        .pid = options->pid,
-        .silence_usec = options->timeout_usec ? options->timeout_usec : DEFAULT_SILENCE_USEC,
-        .flags = options->flags,
-        .on_event = event,
-        .user = user,
-        .state = SOURCE_CONNECTING,
-        .began_usec = now_usec(),
-        .cancel_fd = -EBADF,
-        .place = PLACE_CLOSED,
-    };
-    m->criu_options = copy_options(options->criu_options);
-    if (options->target)
-        m->target_text = strdup(options->target);
-    return m;
-}
-
-static int check_options(const struct godwit_options *options, struct error *err)
-{
-    bool dry = options->flags & GODWIT_DRY_RUN;
-    if (options->size != sizeof(*options))
-        return error_set(err, FAILURE_USAGE, "struct godwit_options of another version");
-    if (options->pid < 0 || (options->pid == 0 && !dry))
-        return error_set(err, FAILURE_USAGE, "which process?");
-    if (!options->target && !dry)
-        return error_set(err, FAILURE_USAGE, "where to?");
-    const struct journal_entry *entry = NULL;
-    if (options->target && strlen(options->target) >= sizeof(entry->target))
-        return error_set(err, FAILURE_USAGE, "the target is longer than %zu bytes",
-                         sizeof(entry->target) - 1);
-    if (options->target && strpbrk(options->target, "\n\r"))
-        return error_set(err, FAILURE_USAGE, "the target has more than one line");
-    return criu_check_options(options->criu_options, criu_count_options(options->criu_options),
-                              err);
-}
-
-static void name_migration(struct godwit_migration *m, const char *target)
-{
-    struct journal_entry *entry = &m->journal;
-    if (getrandom(&entry->nonce, sizeof(entry->nonce), 0) < 0)
-        entry->nonce = now_usec();
-    entry->nonce |= 1;
-    snprintf(entry->id, sizeof(entry->id), "%d-%06x", m->pid, (unsigned)(entry->nonce >> 40));
-    snprintf(entry->target, sizeof(entry->target), "%s", target);
-    entry->insecure = m->flags & GODWIT_INSECURE;
-    entry->pid = m->pid;
-    entry->started = task_started(m->pid);
-    task_command(m->pid, entry->command, sizeof(entry->command));
-    m->result.id = entry->id;
-    m->result.pid = m->pid;
-    m->result.host = m->host;
-}
-
-int godwit_migration_new(const struct godwit_options *options, godwit_event_fn *event, void *user,
-                         struct godwit_migration **ret, struct godwit_error *error)
-{
-    struct error err = {0};
-    *ret = NULL;
-    if (check_options(options, &err) < 0) {
-        set_error(error, &err);
-        return (int)err.code;
-    }
-    struct godwit_migration *m = migration_alloc(options, event, user);
-    int r = place_open(&m->place, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
-    if (r == 0)
-        r = migration_set_up(m, &err);
-    if (r == 0 && m->pid > 0 && task_started(m->pid) == 0)
-        r = error_set(&err, FAILURE_NOT_FOUND, "there is no process %d", m->pid);
-    if (r == 0 && !(m->flags & GODWIT_DRY_RUN))
-        r = place_lock(&m->place, m->pid, &err);
-    if (r < 0) {
-        set_error(error, &err);
-        m->over = true;
-        godwit_migration_free(m);
-        return (int)err.code;
-    }
-    name_migration(m, options->target ? options->target : "");
-    m->criu = criu_find(options->criu, &m->no_criu);
-    *ret = m;
-    return 0;
-}
-
-int godwit_migration_resume(const struct godwit_options *options, const char *id,
-                            godwit_event_fn *event, void *user, struct godwit_migration **ret,
-                            struct godwit_error *error)
-{
-    struct error err = {0};
-    *ret = NULL;
-    struct godwit_migration *m = migration_alloc(options, event, user);
-    m->resumed = m->must_tell = true;
-    int r = place_open(&m->place, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
-    if (r == 0) {
-        r = journal_read(m->place.workdir, id, &m->journal);
-        if (r < 0)
-            r = error_set_errno(&err, FAILURE_NOT_FOUND, r, "%s: no such migration of this host",
-                                id);
-    }
-    if (r == 0) {
-        free(m->target_text);
-        m->target_text = strdup(m->journal.target);
-        m->pid = m->journal.pid;
-        m->flags |= m->journal.insecure ? GODWIT_INSECURE : 0;
-        if (m->flags & GODWIT_END_HERE)
-            m->journal.decision = JOURNAL_COMMIT;
-        m->result.id = m->journal.id;
-        m->result.pid = m->pid;
-        m->result.host = m->host;
-        r = migration_set_up(m, &err);
-    }
-    if (r == 0)
-        r = place_lock(&m->place, m->pid, &err);
-    if (r < 0) {
-        set_error(error, &err);
-        m->over = true;
-        godwit_migration_free(m);
-        return (int)err.code;
-    }
-    *ret = m;
-    return 0;
-}
-
-/* ---- running ---- */
-
-static void look_at_process(struct godwit_migration *m)
-{
-    struct preflight_request request = {.criu = m->criu, .pid = m->pid, .options = m->criu_options};
-    struct findings findings = {0};
-    struct error err = {0};
-    int r = preflight_look(&request, &findings, &m->facts, &err);
-    for (size_t i = 0; i < findings.count; i++)
-        migration_report_finding(m, findings.list[i]);
-    findings_free(&findings);
-    if (r < 0) {
-        m->reason = err;
-        m->problems++;
-    }
-    if (m->facts.count > 0)
-        m->total_bytes = m->facts.parts[0]->memory_bytes;
-}
-
-static void start(struct godwit_migration *m)
-{
-    migration_report(m, GODWIT_EVENT_STATUS);
-    look_at_process(m);
-    if (m->problems > 0 && m->target_text && !(m->flags & GODWIT_DRY_RUN)) {
-        enter(m, SOURCE_REFUSED);
-        return;
-    }
-    if (!m->target_text) {
-        m->state = m->problems > 0 ? SOURCE_REFUSED : SOURCE_MOVED;
-        migration_over(m);
-        return;
-    }
-    struct error err;
-    if (!m->dial || dial_begin(m->dial, &err) < 0)
-        happens(m, EVENT_LINK_LOST, &err);
-}
-
-/* Decided long ago, the process should have ended.  False: it runs, and nobody has said what to do.
- */
-static bool end_process(struct godwit_migration *m)
-{
-    if (!process_runs(m))
-        return true;
-    if (m->flags & GODWIT_END_HERE) {
-        struct task_tree tree;
-        if (task_tree_open(m->pid, &tree) == 0)
-            task_tree_kill(&tree);
-        task_tree_close(&tree);
-        return true;
-    }
-    error_set(&m->reason, FAILURE_DOUBT,
-              "process %d was to end and still runs here: say whether it stays (--resume) or the "
-              "copy on the other host is to run (--kill)",
-              m->pid);
-    return false;
-}
-
-static void start_resumed(struct godwit_migration *m)
-{
-    struct error err = {0};
-    m->state = SOURCE_COMMITTED;
-    m->decided_usec = now_usec();
-    if (m->flags & GODWIT_KEEP_HERE)
-        m->journal.decision = JOURNAL_ABORT;
-    if (m->journal.decision == JOURNAL_COMMIT && !end_process(m)) {
-        migration_over(m);
-        return;
-    }
-    if (m->journal.decision != JOURNAL_COMMIT) {
-        m->journal.decision = JOURNAL_ABORT;
-        m->state = SOURCE_ABORTED;
-        error_set(&m->reason, FAILURE_ABORTED, "process %d was not moved", m->pid);
-    }
-    if (dial_begin(m->dial, &err) < 0) {
-        m->reason = err;
-        migration_over(m);
-    }
-}
-
-static void start_once(struct godwit_migration *m)
-{
-    if (m->state == SOURCE_CONNECTING && m->entered_usec == 0 && !m->over) {
-        m->entered_usec = m->waiting_since = now_usec();
-        if (m->resumed)
-            start_resumed(m);
-        else
-            start(m);
-    }
-}
-
-int godwit_migration_fd(struct godwit_migration *m)
-{
-    return sd_event_get_fd(m->event);
-}
-
-int godwit_migration_step(struct godwit_migration *m, int timeout_msec)
-{
-    start_once(m);
-    if (m->over)
-        return 0;
-    uint64_t usec = timeout_msec < 0 ? UINT64_MAX : (uint64_t)timeout_msec * USEC_PER_MSEC;
-    if (sd_event_run(m->event, usec) < 0)
-        usleep(1000); /* out of memory for an event: there is another time */
-    return !m->over;
-}
-
-int godwit_migration_run(struct godwit_migration *m)
-{
-    while (godwit_migration_step(m, -1))
-        ;
-    return m->result.code;
-}
-
-void godwit_migration_cancel(struct godwit_migration *m)
-{
-    uint64_t one = 1;
-    if (write(m->cancel_fd, &one, sizeof(one)) < 0)
-        return; /* it is asked for already */
-}
-
-const struct godwit_result *godwit_migration_result(const struct godwit_migration *m)
-{
-    return &m->result;
-}
-
-void godwit_migration_free(struct godwit_migration *m)
-{
-    if (!m)
-        return;
-    if (m->entered_usec > 0 && !m->over) {
-        godwit_migration_cancel(m);
-        godwit_migration_run(m);
-    }
-    sender_free(m->sender);
-    if (m->frozen)
-        freeze_close(&m->freeze);
-    if (m->link_up) {
-        struct error goodbye = {.code = FAILURE_NONE, .text = ""};
-        link_goodbye(m->link, &goodbye);
-    }
-    link_free(m->link);
-    dial_free(m->dial);
-    sd_event_source_disable_unref(m->ticker);
-    sd_event_source_disable_unref(m->cancel_io);
-    sd_event_unref(m->event);
-    close_fd(m->cancel_fd);
-    /* criu's log stays when criu failed, for whoever wants to know. */
-    place_close(&m->place, m->criu_failed);
-    preflight_facts_free(&m->facts);
-    target_free(&m->target);
-    for (char **option = m->criu_options; option && *option; option++)
-        free(*option);
-    free(m->criu_options);
-    free(m->target_text);
-    free(m->criu);
-    free(m);
-}
-
-const char *godwit_version(void)
-{
-    return GODWIT_VERSION;
 }

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * A migration from the inside: api.c makes it, starts it and tells what came of it; migration.c is
+ * the machine between.  All on the caller's thread.
+ */
+#include <systemd/sd-event.h>
+
+#include "godwit.h"
+#include "migrate/commit.h"
+#include "migrate/freeze.h"
+#include "migrate/journal.h"
+#include "migrate/place.h"
+#include "migrate/preflight.h"
+#include "migrate/sender.h"
+#include "wire/link.h"
+#include "wire/target.h"
+
+struct godwit_migration {
+    /* what was asked for */
+    pid_t pid;
+    char *target_text, *criu;
+    char **criu_options; /* ended by NULL */
+    struct target target;
+    uint64_t silence_usec;
+    uint32_t flags;
+    godwit_event_fn *on_event;
+    void *user;
+    struct error no_criu; /* why there is none */
+
+    /* how far it is */
+    enum source_state state;
+    struct error reason; /* of the end, or of what leads to it */
+    bool over;
+    bool resumed;   /* from the journal: there is nothing here but the verdict */
+    bool must_tell; /* the destination may hold a copy, and has to hear the verdict */
+    bool told;
+    uint64_t began_usec, entered_usec, progress_usec, decided_usec;
+    uint64_t progress_bytes, waiting_since;
+    struct godwit_result result;
+    char host[65];
+
+    sd_event *event;
+    sd_event_source *ticker, *cancel_io;
+    int cancel_fd;
+    struct dial *dial;
+    struct link *link;
+    bool link_up;
+    uint64_t question_at; /* where on the link what was asked last ends */
+
+    /* the process */
+    struct place place;
+    struct preflight_facts facts;
+    size_t judged; /* parts of the facts */
+    unsigned problems;
+    uint64_t total_bytes;
+    struct journal_entry journal;
+    struct sender *sender;
+    struct freeze freeze;
+    bool frozen; /* freeze is open */
+    bool criu_failed;
+};
+
+extern const struct dial_ops migration_dial_ops;
+
+/* How often migration_tick() has to be called. */
+#define MIGRATION_TICK_USEC (250 * USEC_PER_MSEC)
+
+/* Tells the machine what has happened; err: why, for what ends it. */
+void migration_happens(struct godwit_migration *m, enum source_event event,
+                       const struct error *err);
+void migration_enter(struct godwit_migration *m, enum source_state state);
+void migration_tick(struct godwit_migration *m);
+void migration_cancel(struct godwit_migration *m);
+
+/* It is over, with m->reason: its code is the result's. */
+void migration_over(struct godwit_migration *m);
+
+/* Whether the process that the migration is about runs here, and is not being killed. */
+bool migration_process_runs(const struct godwit_migration *m);
+
+void migration_report(struct godwit_migration *m, enum godwit_event_type type);
+void migration_report_finding(struct godwit_migration *m, const Godwit__Pb__Finding *finding);
