@@ -368,7 +368,7 @@ static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
     (void)link;
     struct peer *peer = user;
     snprintf(peer->host, sizeof(peer->host), "%s", hello->hostname);
-    log_info(&peer->cache->daemon.log, "linked to image-proxy on %s (%.64s)", peer->host,
+    log_info(&peer->cache->daemon.log, "linked to host %s (%.64s)", peer->host,
              hello->software);
 }
 
@@ -415,8 +415,8 @@ static void on_down(struct link *link, const struct error *err, void *user)
     struct cache *cache = peer->cache;
     struct error reason = *err;
     if (reason.code == FAILURE_NONE)
-        error_set(&reason, FAILURE_PEER, "the image-proxy ended");
-    error_prefix(&reason, "link to image-proxy%s%s", peer->host[0] ? " on " : "", peer->host);
+        error_set(&reason, FAILURE_PEER, "it ended");
+    error_prefix(&reason, "link to the source%s%s", peer->host[0] ? " " : "", peer->host);
     log_info(&cache->daemon.log, "%s", reason.text);
     for (unsigned i = 0; i < peer->receiver_count; i++)
         receiver_link_down(peer->receivers[i], &reason);

@@ -844,6 +844,31 @@ def test_once(two):
     assert "/run/godwit" not in b.host.run(["cat", "/proc/self/mounts"]).stdout
 
 
+def test_tmpfs_of_its_own(pair):
+    """A tmpfs in a mount namespace of the process: CRIU keeps its content as a tar file, and wants to seek in that."""
+    host, other = pair.a.host, pair.b.host
+    pid = host.spawn([workload("tmpfsroot"), host.mkdir("root")])
+    data = f"/proc/{pid}/root/data"
+    host.wait_text(f"{data}/status", "ok ")
+    # The root is for the destination to provide, as a container's runtime does.
+    root = other.mkdir("root")
+    for name in ("proc", "dev", "data"):
+        other.mkdir(f"root/{name}")
+    other.write(f"{root}/self", host.path(f"/proc/{pid}/root/self").read_bytes())
+    other.run(["chmod", "755", f"{root}/self"], check=True)
+    other.run(["mknod", f"{root}/dev/null", "c", "1", "3"], check=True)
+    other.run(["mount", "--bind", root, root], check=True)
+    other.run(["mount", "--make-private", root], check=True)
+
+    pair.a.dump(pid, "--snapshot", "it")
+    assert any(i.startswith("tmpfs-") for i in pair.b.files("/run/godwit/images/it/images"))
+    pair.b.restore("--", "--root", root)
+    seen = int(other.read(f"{data}/status").split()[1])
+    status = other.wait_for(lambda: t if int((t := other.read(f"{data}/status")).split()[1]) > seen + 3 else None)
+    assert status.startswith("ok "), status
+    assert other.path(f"{data}/large").stat().st_size == 3 << 20 and other.path(f"{data}/empty").stat().st_size == 0
+
+
 def test_once_of_a_failure(two):
     """A dump that fails is one, too: the daemons tell so by their status."""
     a, b = two
@@ -888,7 +913,7 @@ def test_log_is_opened_anew_on_sighup(two, background):
     a, b = two
     cache = b.cache(background=background)
     a.proxy(b)
-    cache.wait_log("linked to image-proxy on a")
+    cache.wait_log("linked to host a")
     log = b.host.path(cache.log_path)
     log.rename(log.with_suffix(".old"))
     cache.signal(signal.SIGHUP)
@@ -924,6 +949,6 @@ def test_cache_restarts_with_its_snapshots(pair):
 def test_completion(two):
     out = two[0].host.run([program(), "completion"]).stdout
     assert "--leave-running" in out and "image-cache" in out
-    words = two[0].host.run(["bash", "-c", 'eval "$1"; COMP_WORDS=(godwit re); COMP_CWORD=1; _godwit; echo "${COMPREPLY[@]}"',
+    words = two[0].host.run(["bash", "-c", 'eval "$1"; COMP_WORDS=(godwit rest); COMP_CWORD=1; _godwit; echo "${COMPREPLY[@]}"',
                              "-", out]).stdout
     assert words == "restore\n"
