@@ -285,15 +285,17 @@ static void judge_file(const Godwit__Pb__FileFact *fact, struct verdict *ret)
 static void judge_files(const Godwit__Pb__Facts *part, struct findings *findings)
 {
     struct verdict verdict;
+    Godwit__Pb__Finding__Severity worst = OK;
     size_t bad = 0;
     for (size_t i = 0; i < part->n_files; i++) {
         judge_file(part->files[i], &verdict);
+        worst = MAX(worst, verdict.severity);
         if (verdict.severity != OK && bad++ < TOLD_MAX)
             findings_add(findings, verdict.severity, "file", verdict.remedy, "%.500s %s",
                          part->files[i]->path, verdict.text);
     }
     if (bad > TOLD_MAX)
-        findings_add(findings, PROBLEM, "file", copy_it, "%zu more files differ or are not here",
+        findings_add(findings, worst, "file", copy_it, "%zu more files differ or are not here",
                      bad - TOLD_MAX);
     if (bad == 0)
         findings_add(findings, OK, "file", "", "%zu files and directories are the same here",

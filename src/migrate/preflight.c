@@ -28,9 +28,16 @@ static bool is_option(const char *word, const char *name)
     return length > 0 && strncmp(word + 2, name, length) == 0;
 }
 
+/* Among the short options in one word, of which one that takes an argument is the last. */
 static bool has_letter(const char *word, char letter)
 {
-    return letter && word[0] == '-' && word[1] != '-' && strchr(word, letter);
+    static const char with_argument[] = "tDorJWLMvx";
+    if (!letter || word[0] != '-' || word[1] == '-')
+        return false;
+    const char *at = word + 1;
+    while (*at && *at != letter && !strchr(with_argument, *at))
+        at++;
+    return *at == letter;
 }
 
 static bool has_option(char *const *options, const char *name, char letter)

@@ -264,11 +264,12 @@ static void look_at_mappings(struct look *look, int process, pid_t pid)
     FILE *maps = open_in(process, "maps");
     char *line = NULL;
     size_t size = 0;
-    unsigned long long start, end, inode;
-    char rights[8], range[48];
+    unsigned long long start, end;
+    char rights[8], first[2], range[48];
     while (maps && getline(&line, &size, maps) > 0) {
-        if (sscanf(line, "%llx-%llx %7s %*s %*s %llu", &start, &end, rights, &inode) != 4 ||
-            inode == 0)
+        /* Not by the inode: that of the first segment of System V is 0. */
+        if (sscanf(line, "%llx-%llx %7s %*s %*s %*s %1s", &start, &end, rights, first) != 4 ||
+            first[0] != '/')
             continue;
         snprintf(range, sizeof(range), "%llx-%llx", start, end);
         look_at_mapping(look, process, pid, range, rights[2] == 'x');

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "child.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "testing.h"
+
+static pid_t running;
+
+pid_t child_start(pid_t (*prepare)(void *user), void *user)
+{
+    int ready[2];
+    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+    running = fork();
+    if (running == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        setsid();
+        int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        for (int fd = 0; fd <= 2; fd++)
+            dup2(null, fd);
+        close(null);
+        pid_t shown = prepare ? prepare(user) : 0;
+        shown = shown ? shown : getpid();
+        if (write(ready[1], &shown, sizeof(shown)) != sizeof(shown))
+            _exit(1);
+        close(ready[0]);
+        close(ready[1]);
+        for (;;)
+            pause();
+    }
+    close(ready[1]);
+    pid_t shown = 0;
+    assert_int_equal(read(ready[0], &shown, sizeof(shown)), sizeof(shown));
+    close(ready[0]);
+    usleep(2000); /* until it has closed its end of the pipe */
+    return shown;
+}
+
+void child_end(void)
+{
+    kill(running, SIGKILL);
+    waitpid(running, NULL, 0);
+}
