@@ -226,7 +226,7 @@ static const struct tree_file *find_file(const struct tree *tree, const char *pa
 static void a_family(void **state)
 {
     (void)state;
-    size_t bytes = MIB(8);
+    size_t bytes = MIB(32);
     struct tree tree;
     struct error err;
     char self[PATH_MAX] = "", cwd[PATH_MAX];
