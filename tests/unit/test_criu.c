@@ -701,17 +701,34 @@ static void first_error_of_a_log(void **state)
     directory_remove(directory);
 }
 
+static void versions(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *a, *b;
+        int order;
+    } pairs[] = {
+        {"4.1", "4.1", 0}, {"4.1.1", "4.1", 0}, {"4.2", "4.1.1", 1}, {"4.9", "4.10", -1},
+        {"5.0", "4.9", 1}, {"", "4.1", -1},     {"4", "4.1", -1},    {"x", "", 0},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(pairs); i++) {
+        assert_int_equal(criu_version_compare(pairs[i].a, pairs[i].b), pairs[i].order);
+        assert_int_equal(criu_version_compare(pairs[i].b, pairs[i].a), -pairs[i].order);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pagemap_round_trip), cmocka_unit_test(pagemap_of_a_huge_run),
-        cmocka_unit_test(pagemap_of_nothing), cmocka_unit_test(pagemap_on_a_full_disk),
-        cmocka_unit_test(pagemap_forms),      cmocka_unit_test(pagemap_malformed),
-        cmocka_unit_test(page_server_forms),  cmocka_unit_test(page_server_absurd),
-        cmocka_unit_test(stream_requests),    cmocka_unit_test(stream_malformed),
-        cmocka_unit_test(stream_replies),     cmocka_unit_test(stream_descriptors),
-        cmocka_unit_test(options_of_criu),    cmocka_unit_test(argument_lists),
-        cmocka_unit_test(exit_statuses),      cmocka_unit_test(first_error_of_a_log),
+        cmocka_unit_test(pagemap_round_trip),   cmocka_unit_test(pagemap_of_a_huge_run),
+        cmocka_unit_test(pagemap_of_nothing),   cmocka_unit_test(pagemap_on_a_full_disk),
+        cmocka_unit_test(pagemap_forms),        cmocka_unit_test(pagemap_malformed),
+        cmocka_unit_test(page_server_forms),    cmocka_unit_test(page_server_absurd),
+        cmocka_unit_test(stream_requests),      cmocka_unit_test(stream_malformed),
+        cmocka_unit_test(stream_replies),       cmocka_unit_test(stream_descriptors),
+        cmocka_unit_test(options_of_criu),      cmocka_unit_test(argument_lists),
+        cmocka_unit_test(exit_statuses),        cmocka_unit_test(versions),
+        cmocka_unit_test(first_error_of_a_log),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
