@@ -254,7 +254,7 @@ static int take_check(struct peer *peer, const struct frame *frame, const uint8_
         findings_add(&findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "accept",
                      "start godwit image-cache there with --accept",
                      "the image-cache starts no restores by itself");
-    preflight_judge((const Godwit__Pb__Facts *)message, cache->criu,
+    preflight_judge((const Godwit__Pb__Facts *)message, &cache->criu_known,
                     budget->limit - MIN(budget->used, budget->limit), &findings);
     Godwit__Pb__Findings answer = GODWIT__PB__FINDINGS__INIT;
     answer.findings = findings.list;
@@ -278,6 +278,10 @@ static int take_settled(struct peer *peer, const struct frame *frame, const uint
     struct snapshot *snapshot = store_find(peer->cache->store, standing->id);
     if (snapshot && snapshot->restore && snapshot->nonce == standing->nonce)
         incoming_settled(peer->cache, snapshot);
+    Godwit__Pb__VerdictAck ack = GODWIT__PB__VERDICT_ACK__INIT;
+    ack.id = standing->id;
+    ack.nonce = standing->nonce;
+    link_send(peer->link, FRAME_VERDICT_ACK, 0, 0, &ack.base);
     return 0;
 }
 
@@ -368,8 +372,7 @@ static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
     (void)link;
     struct peer *peer = user;
     snprintf(peer->host, sizeof(peer->host), "%s", hello->hostname);
-    log_info(&peer->cache->daemon.log, "linked to host %s (%.64s)", peer->host,
-             hello->software);
+    log_info(&peer->cache->daemon.log, "linked to host %s (%.64s)", peer->host, hello->software);
 }
 
 /* What the link's other end has not told of is in doubt from now on. */
@@ -722,8 +725,10 @@ static int cache_open(struct cache *cache, const struct daemon_options *options,
         return error_set_errno(err, FAILURE_SYSTEM, r, "%s/%s", cache->daemon.workdir_path,
                                SERVE_SOCKET);
     sd_event_source_set_io_fd_own(cache->serve_listener, true);
-    if (options->accept)
+    if (options->accept) {
         cache->criu = criu_find(options->criu, &cache->criu_error);
+        preflight_try_criu(cache->criu, &cache->criu_known);
+    }
     cache->busy_usec = now_usec();
     incomings_load(cache);
     if (options->on_demand)

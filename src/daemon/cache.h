@@ -10,6 +10,7 @@
  *   serve.c    one restore through the serve socket of criu --stream
  */
 #include "daemon/daemon.h"
+#include "migrate/preflight.h"
 #include "store/store.h"
 #include "wire/tcp.h"
 
@@ -32,6 +33,7 @@ struct cache {
     uint64_t busy_usec; /* when somebody last brought a connection */
     char *criu;         /* with --accept; NULL: there is none, and criu_error tells why */
     struct error criu_error;
+    struct preflight_criu criu_known;
 };
 
 /* Runs the daemon.  Exit status, or -1 with *err set. */

@@ -213,30 +213,31 @@ bool preflight_is_plain(const char *text)
 
 /* ---- this host ---- */
 
-void preflight_check_criu(const char *criu, struct findings *findings,
-                          char ret_version[CRIU_VERSION_BYTES])
+void preflight_try_criu(const char *criu, struct preflight_criu *ret)
+{
+    *ret = (struct preflight_criu){.found = criu != NULL};
+    if (criu && criu_version(criu, ret->version, &ret->failure) == 0 &&
+        criu_check_kernel(criu, &ret->failure) == 0)
+        ret->works = true;
+}
+
+void preflight_tell_criu(const struct preflight_criu *criu, struct findings *findings)
 {
     static const char install[] =
         "install criu 4.1 or newer, or name one with --criu or GODWIT_CRIU";
-    struct error err;
-    ret_version[0] = '\0';
-    if (!criu) {
+    if (!criu->found)
         findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu", install,
                      "there is no criu of version 4.1 or newer: nothing can be dumped or restored");
-        return;
-    }
-    if (criu_version(criu, ret_version, &err) < 0) {
+    else if (!criu->version[0])
         findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu", install, "%s",
-                     err.text);
-        return;
-    }
-    if (criu_check_kernel(criu, &err) < 0)
+                     criu->failure.text);
+    else if (!criu->works)
         findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu",
                      "run it as root, on a kernel with CONFIG_CHECKPOINT_RESTORE",
-                     "criu does not work on this kernel: %s", err.text);
+                     "criu does not work on this kernel: %s", criu->failure.text);
     else
         findings_add(findings, GODWIT__PB__FINDING__SEVERITY__OK, "criu", "",
-                     "criu %s works on this kernel", ret_version);
+                     "criu %s works on this kernel", criu->version);
 }
 
 void preflight_check_pages(struct findings *findings)

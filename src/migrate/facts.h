@@ -24,12 +24,8 @@ void facts_add_file(struct facts_builder *builder, const Godwit__Pb__FileFact *f
 /* Sets a string of the first part. */
 void facts_set(struct facts_builder *builder, char **field, const char *text);
 
-/*
- * Findings about the criu and the kernel of this host.  version: "" when there is no criu that can
- * be used.
- */
-void preflight_check_criu(const char *criu, struct findings *findings,
-                          char ret_version[CRIU_VERSION_BYTES]);
+/* Findings about the criu and the kernel of this host. */
+void preflight_tell_criu(const struct preflight_criu *criu, struct findings *findings);
 void preflight_check_pages(struct findings *findings);
 
 /* What a processor can do that programs may use, as the kernel calls it: calls for each.  False

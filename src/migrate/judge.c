@@ -20,10 +20,11 @@ enum { TOLD_MAX = 12 };
 
 /* ---- criu and kernel ---- */
 
-static void judge_criu(const char *theirs, const char *criu, struct findings *findings)
+static void judge_criu(const char *theirs, const struct preflight_criu *criu,
+                       struct findings *findings)
 {
-    char ours[CRIU_VERSION_BYTES];
-    preflight_check_criu(criu, findings, ours);
+    const char *ours = criu->version;
+    preflight_tell_criu(criu, findings);
     if (!ours[0] || !theirs[0])
         return; /* whoever has none has said so */
     if (criu_version_compare(theirs, "4.1") < 0)
@@ -302,8 +303,8 @@ static void judge_files(const Godwit__Pb__Facts *part, struct findings *findings
                      part->n_files);
 }
 
-void preflight_judge(const Godwit__Pb__Facts *part, const char *criu, uint64_t free_bytes,
-                     struct findings *findings)
+void preflight_judge(const Godwit__Pb__Facts *part, const struct preflight_criu *criu,
+                     uint64_t free_bytes, struct findings *findings)
 {
     if (part->kernel[0]) { /* the first part: it has what is true of the whole host */
         judge_criu(part->criu, criu, findings);

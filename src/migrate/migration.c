@@ -124,6 +124,8 @@ static void migration_check_end(struct godwit_migration *m)
 {
     if (m->state == SOURCE_ABORTED)
         migration_finish_abort(m);
+    else if (m->state == SOURCE_MOVED && !m->told && now_usec() - m->decided_usec < m->silence_usec)
+        return; /* it is over, and worth a moment that the destination hears of it */
     else if (m->state >= SOURCE_MOVED && criu_is_over(m))
         migration_over(m);
 }
@@ -186,17 +188,22 @@ static void start_abort(struct godwit_migration *m)
         dial_begin_after(m->dial, REDIAL_USEC);
 }
 
-static void settle(struct godwit_migration *m)
+/* The destination remembers the process until it has heard that this is over. */
+static void send_settled(struct godwit_migration *m)
 {
-    journal_remove(m->place.workdir, m->journal.id);
-    if (!m->link_up)
-        return;
     Godwit__Pb__Standing standing = GODWIT__PB__STANDING__INIT;
     standing.id = m->journal.id;
     standing.nonce = m->journal.nonce;
     link_send(m->link, FRAME_SETTLED, 0, 0, &standing.base);
-    struct error goodbye = {.code = FAILURE_NONE, .text = ""};
-    link_goodbye(m->link, &goodbye);
+}
+
+static void settle(struct godwit_migration *m)
+{
+    journal_remove(m->place.workdir, m->journal.id);
+    m->decided_usec = now_usec();
+    m->told = false;
+    if (m->link_up)
+        send_settled(m);
 }
 
 /* ---- entering states ---- */
@@ -451,7 +458,9 @@ static void take_verdict_ack(struct godwit_migration *m, const Godwit__Pb__Verdi
 {
     if (ack->nonce != m->journal.nonce)
         return;
-    m->told = true;
+    /* One to a commit may come behind `restored`, and is none to `settled`. */
+    m->told =
+        m->state != SOURCE_MOVED || ack->standing == GODWIT__PB__VERDICT_ACK__STANDING__UNKNOWN;
     if (m->state == SOURCE_COMMITTED && ack->standing == GODWIT__PB__VERDICT_ACK__STANDING__UNKNOWN)
         happens_text(m, EVENT_PEER_FAILED, FAILURE_DOUBT,
                      "the other host knows nothing of the copy that it held");
@@ -502,7 +511,18 @@ static void on_link_up(struct link *link, const Godwit__Pb__Hello *hello, void *
     snprintf(m->host, sizeof(m->host), "%.64s", hello->hostname);
     if (m->state == SOURCE_COMMITTED || m->state == SOURCE_ABORTED)
         send_verdict(m);
+    else if (m->state == SOURCE_MOVED)
+        send_settled(m);
     migration_happens(m, EVENT_LINKED, NULL);
+}
+
+/* Whether a link is wanted still. */
+static bool has_to_tell(const struct godwit_migration *m)
+{
+    if (m->over)
+        return false;
+    return m->state == SOURCE_COMMITTED ||
+           (!m->told && (m->state == SOURCE_MOVED || (m->state == SOURCE_ABORTED && m->must_tell)));
 }
 
 static void on_link_down(struct link *link, const struct error *err, void *user)
@@ -519,7 +539,7 @@ static void on_link_down(struct link *link, const struct error *err, void *user)
     if (m->sender)
         sender_link_down(m->sender, &reason);
     migration_happens(m, EVENT_LINK_LOST, &reason);
-    if (m->state == SOURCE_COMMITTED || (m->state == SOURCE_ABORTED && m->must_tell && !m->told))
+    if (has_to_tell(m))
         dial_begin_after(m->dial, REDIAL_USEC);
 }
 
@@ -547,7 +567,7 @@ static void on_dial_failed(struct dial *dial, const struct error *err, void *use
     (void)dial;
     struct godwit_migration *m = user;
     migration_happens(m, EVENT_LINK_LOST, err);
-    if (!m->over && (m->state == SOURCE_COMMITTED || m->state == SOURCE_ABORTED))
+    if (has_to_tell(m))
         dial_begin_after(m->dial, REDIAL_USEC);
 }
 

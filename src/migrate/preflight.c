@@ -122,16 +122,17 @@ static int look_at_host(const struct preflight_request *request, struct findings
                         struct facts_builder *builder, struct error *err)
 {
     enum { OPTIONS_BYTES_MAX = 16 << 10 };
-    char version[CRIU_VERSION_BYTES];
+    struct preflight_criu criu;
     struct utsname name;
     size_t bytes = 0;
-    preflight_check_criu(request->criu, findings, version);
+    preflight_try_criu(request->criu, &criu);
+    preflight_tell_criu(&criu, findings);
     preflight_check_pages(findings);
     check_userfaultfd(findings);
     check_pagemap_scan(findings);
     uname(&name);
     Godwit__Pb__Facts *part = builder->facts->parts[0];
-    facts_set(builder, &part->criu, version);
+    facts_set(builder, &part->criu, criu.version);
     facts_set(builder, &part->kernel, name.release);
     for (char *const *option = request->options; option && *option; option++) {
         bytes += strlen(*option);

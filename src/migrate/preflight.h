@@ -12,6 +12,7 @@
  * as their file systems do.
  */
 #include "base/error.h"
+#include "criu/process.h"
 #include "link.pb-c.h"
 
 /* A growing list.  The strings are the list's. */
@@ -53,10 +54,20 @@ int preflight_look(const struct preflight_request *request, struct findings *fin
                    struct preflight_facts *ret_facts, struct error *err);
 void preflight_facts_free(struct preflight_facts *facts);
 
+/* What there is to know of a host's criu.  Some 100 ms, at most 10 s if criu hangs. */
+struct preflight_criu {
+    bool found, works;
+    char version[CRIU_VERSION_BYTES]; /* "": it told none */
+    struct error failure;             /* why it does not work */
+};
+
+/* criu: path, or NULL where criu_find() found none. */
+void preflight_try_criu(const char *criu, struct preflight_criu *ret);
+
 /*
- * Judges one part against this host.  criu: path or NULL, as above; free_bytes: what the store of
+ * Judges one part against this host.  free_bytes: what the store of
  * snapshots can still take.  The part comes from the network: of the paths that it names none is
  * opened but regular files, and the findings about one part are at most some 50.
  */
-void preflight_judge(const Godwit__Pb__Facts *part, const char *criu, uint64_t free_bytes,
-                     struct findings *findings);
+void preflight_judge(const Godwit__Pb__Facts *part, const struct preflight_criu *criu,
+                     uint64_t free_bytes, struct findings *findings);

@@ -53,6 +53,14 @@ static const char *make_criu(const char *version, int status)
     return fake_criu;
 }
 
+static void judge_with(const char *criu, const Godwit__Pb__Facts *part, uint64_t free_bytes,
+                       struct findings *findings)
+{
+    struct preflight_criu known;
+    preflight_try_criu(criu, &known);
+    preflight_judge(part, &known, free_bytes, findings);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -696,7 +704,7 @@ static void many_parts(void **state)
         assert_non_null(part);
         assert_true((i == 0) == (part->kernel[0] != '\0'));
         files_found += part->n_files;
-        preflight_judge(part, make_criu("4.2.1", 0), UINT64_MAX, &findings);
+        judge_with(make_criu("4.2.1", 0), part, UINT64_MAX, &findings);
         must_tell(&findings, OK, "file", "are the same");
         must_not_tell(&findings, PROBLEM, "file");
         must_not_tell(&findings, PROBLEM, "cpu");
@@ -713,7 +721,7 @@ static void many_parts(void **state)
 static struct findings judge(const Godwit__Pb__Facts *part, uint64_t free_bytes)
 {
     struct findings findings = {0};
-    preflight_judge(part, make_criu("4.2.1", 0), free_bytes, &findings);
+    judge_with(make_criu("4.2.1", 0), part, free_bytes, &findings);
     return findings;
 }
 
@@ -743,7 +751,7 @@ static void judged_versions(void **state)
     Godwit__Pb__Facts part = GODWIT__PB__FACTS__INIT;
     part.kernel = (char *)"999.1";
     struct findings findings = {0};
-    preflight_judge(&part, NULL, 0, &findings);
+    judge_with(NULL, &part, 0, &findings);
     must_tell(&findings, PROBLEM, "criu", "there is no criu");
     must_tell(&findings, WARNING, "kernel", "is older than 999.1");
     findings_free(&findings);

@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: Apache-2.0
+"""godwit migrate, whatever breaks and whenever: exactly one intact copy of the process, and nothing is left behind.
+
+The matrix is generated: every frame of an ordinary migration, in each direction, x every fault of the link; every frame,
+held on its way, x every program of either side x kill and stop; every frame x cancel.  Its states are those of
+src/migrate/commit.c: test_every_state_is_hit finds out when one of them is missed.  What each case is judged by is in
+judge().  GODWIT_SEED=N repeats the random ones, GODWIT_FULL=1 runs 200 of them.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+import bed as testbed
+from failures import FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, one_line, point_name, program
+
+SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
+MOVED, PEER, DOUBT, BUSY, REFUSED, ABORTED = 0, 4, 7, 8, 9, 10
+
+
+class MigrateLane(Lane):
+    """Two hosts with the man in the middle, and an image-cache that accepts; no proxy."""
+
+    def __init__(self):
+        super().__init__(["--accept"])
+
+    def start_proxy(self, *options):
+        self.proxy = None
+
+    def wait_link(self, timeout=8):
+        pass
+
+    def revive(self):
+        if self.cache.poll() is not None:
+            self.start_cache()
+
+    def migrate(self, pid, *args):
+        argv = [self.godwit, "migrate", "-t", str(pid), f"127.0.0.1:{PORT}", "-W", WORKDIR, "--timeout", str(LINK_TIMEOUT), *args]
+        return self.a.popen(argv, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def resolve(self, host, *args):
+        return host.run([self.godwit, "resolve", *args, "-W", WORKDIR, *(["--timeout", "1.5"] if args else [])],
+                        env=self.env, timeout=20)
+
+    def journal(self):
+        """{id: decision} of the source."""
+        return {s["migration"]: s["decision"] for s in self.source_status() if "migration" in s}
+
+    def source_status(self):
+        done = self.a.run([self.godwit, "status", "--json", "-W", WORKDIR], env=self.env)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def ours(self, host):
+        """{pid: program} of criu, hooks and godwit on a host, the image-cache of the lane left out."""
+        found = {}
+        for pid in host.pids():
+            name = program(host, pid)
+            if name in ("criu", "godwit-hook", "godwit") and pid != self.cache.host_pid and host.pid_alive(pid):
+                found[pid] = name
+        return found
+
+    def logs(self):
+        return f"  cache: {self.log('cache')}".replace("\n", "\n      ")
+
+
+@pytest.fixture(scope="module")
+def lanes():
+    made = Lanes(MigrateLane)
+    yield made
+    made.close()
+
+
+# ---- judging ----
+
+def left_behind(lane):
+    """What a migration must not leave: files, snapshots, processes; what criu's own failure leaves is taken away here."""
+    found = []
+    for host, keep in ((lane.a, ()), (lane.b, ("cache.sock", "cache.sock.lock", "images", "streamer-serve.sock"))):
+        root = host.path(WORKDIR)
+        for path in root.iterdir() if root.exists() else ():
+            logs = [p.name for p in path.iterdir()] if path.is_dir() and path.name.startswith(("migrate-", "restore-")) else None
+            if logs in (["dump.log"], ["restore.log"]):
+                (path / logs[0]).unlink()
+                path.rmdir()
+            elif path.name not in keep:
+                found.append(f"{host.name}: {path.name} {logs or ''}")
+        found += [f"{host.name}: {name} {pid}" for pid, name in lane.ours(host).items()]
+    return found + [f"snapshot {s}" for s in lane.snapshots().items()] + [f"journal {j}" for j in lane.journal().items()]
+
+
+def runs(host, pid):
+    """Whether the process runs, and does not stand still."""
+    return host.pid_alive(pid) and host.state(pid) not in ("T", "t")
+
+
+def settle(lane, text):
+    """What an operator does: asks the source to settle what it has noted.  Until nothing is noted any more."""
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        journal = lane.journal()
+        if not journal:
+            return
+        for name in journal:
+            done = lane.resolve(lane.a, name)
+            if done.returncode not in (0, PEER, BUSY, DOUBT, ABORTED):
+                raise Broken(f"godwit resolve {name} ({journal[name]}): {done.returncode} {done.stderr}; {text}\n{lane.logs()}")
+        time.sleep(0.1)
+    raise Broken(f"the journal keeps {lane.journal()}: {done.returncode} {done.stderr}; {text}\n{lane.logs()}")
+
+
+def check_in_doubt(lane, pid, text):
+    """In the window between decision and end the copy stands still at b, and both hosts name it."""
+    journal = lane.journal()
+    if "commit" in journal.values() and not runs(lane.b, pid) and lane.a.pid_alive(pid) is False:
+        name = next(iter(journal))
+        if name not in lane.snapshots():
+            raise Broken(f"committed, and b does not name it: {lane.snapshots()}; {text}\n{lane.logs()}")
+        return True
+    return False
+
+
+def judge(lane, pid, out, status, err, killed=False):
+    """Exactly one copy runs, intact, and nothing is left.  Returns where it runs; ends it."""
+    a, b = lane.a, lane.b
+    text = f"migrate: {status} {err!r}"
+    if not killed and status != MOVED:
+        one_line("migrate", status, err)
+    if not killed and status not in (MOVED, PEER, DOUBT, REFUSED, ABORTED, 3):
+        raise Broken(f"an exit status that is none: {text}")
+    doubt = check_in_doubt(lane, pid, text)
+    settle(lane, text)
+    try:
+        testbed.wait_for(lambda: runs(a, pid) != runs(b, pid) and not lane.ours(a) and not lane.ours(b), 10, "", every=0.05)
+    except testbed.BedError:
+        raise Broken(f"not exactly one copy: a {a.state(pid)}, b {b.state(pid)}; {lane.ours(a)} {lane.ours(b)} "
+                     f"{lane.snapshots()} {lane.journal()}; {text}\n{lane.logs()}") from None
+    host = a if runs(a, pid) else b
+    if not killed and (status == MOVED) != (host is b) and not (host is b and status == DOUBT):
+        raise Broken(f"it runs on {host.name}; {text}\n{lane.logs()}")
+    lane.check_memory(host, pid, out)
+    other = b if host is a else a
+    if other.pid_alive(pid):
+        raise Broken(f"a second copy, in state {other.state(pid)}; {text}\n{lane.logs()}")
+    host.kill(pid)
+    host.wait_dead(pid)
+    try:
+        testbed.wait_for(lambda: not left_behind(lane), 6, "", every=0.1)
+    except testbed.BedError:
+        raise Broken(f"left behind: {left_behind(lane)}; {text}\n{lane.logs()}") from None
+    return f"{host.name}{', was in doubt' if doubt else ''}; {text}"
+
+
+# ---- the points ----
+
+def record():
+    """[(direction, type)] of an ordinary migration."""
+    lane = MigrateLane()
+    try:
+        pid, out = lane.spawn()
+        lane.man.arm()
+        status, err = lane.end(lane.migrate(pid), "migrate")
+        assert status == 0, err
+        seen = sorted({s[:2] for s in lane.man.seen} - {(d, FRAMES["HEARTBEAT"]) for d in ("up", "down")}, key=str)
+        judge(lane, pid, out, status, err)
+        return seen
+    finally:
+        lane.close()
+
+
+@pytest.fixture(scope="module")
+def points():
+    return record()
+
+
+def test_every_message_is_a_point(points):
+    """All that section 9 of docs/protocol.md draws is in the matrix."""
+    for direction, name in (("up", "CHECK"), ("down", "CHECKED"), ("up", "SNAPSHOT_BEGIN"), ("down", "SNAPSHOT_ACCEPT"),
+                            ("up", "PAGES"), ("up", "IMAGE_DATA"), ("up", "SNAPSHOT_END"), ("down", "SNAPSHOT_ACK"),
+                            ("down", "PREPARED"), ("up", "VERDICT"), ("down", "VERDICT_ACK"), ("down", "RESTORED"),
+                            ("up", "SETTLED"), ("up", "GOODBYE")):
+        assert (direction, FRAMES[name]) in points
+
+
+# ---- 1. the link ----
+
+FAULTS = ["cut", "cut-middle", "close", "stall", "garbage", "flip", "drop", "delay:0.4"]
+
+
+def fault_case(direction, kind, action):
+    def case(lane):
+        pid, out = lane.spawn()
+        lane.man.arm((f"{direction}:{kind}", action))
+        migrate = lane.migrate(pid)
+        if action == "stall":
+            # A stalled connection lives: only a new one can help.
+            testbed.wait_for(lambda: lane.man.fired.is_set() or migrate.poll() is not None, 10, "the fault")
+        status, err = lane.end(migrate, "migrate")
+        fired = lane.man.fired.is_set()
+        lane.man.disarm()
+        got = judge(lane, pid, out, status, err)
+        if not fired:
+            raise Broken(f"there was no such frame; {got}")
+        if action.startswith("delay") and status:
+            raise Broken(f"a delay is harmless: {got}")
+        return got
+
+    return f"{point_name(direction, kind)} {action}", case
+
+
+@pytest.mark.parametrize("action", FAULTS)
+def test_link(lanes, points, action):
+    """Every frame, in each direction, has an accident."""
+    lanes.run([fault_case(d, k, action) for d, k in points])
+
+
+# ---- 2. programs ----
+
+VICTIMS = ["migrate", "criu", "hook", "cache", "keeper", "criu-b", "hook-b"]
+
+
+def victims(lane, migrate, who):
+    """(host, pids)."""
+    if who == "migrate":
+        return lane.a, [migrate.host_pid] if migrate.poll() is None else []
+    if who == "cache":
+        return lane.b, [lane.cache.host_pid]
+    if who in ("criu", "hook"):
+        return lane.a, lane.relatives(migrate, "godwit-hook" if who == "hook" else "criu")
+    if who == "keeper":
+        return lane.b, [p for p, n in lane.ours(lane.b).items() if n == "godwit"]
+    return lane.b, [p for p, n in lane.ours(lane.b).items() if n == ("godwit-hook" if who == "hook-b" else "criu")]
+
+
+def strike(host, pids, sig):
+    for pid in pids:
+        try:
+            host.kill(pid, sig)
+        except ProcessLookupError:
+            pass
+
+
+def program_case(direction, kind, who, sig):
+    def case(lane):
+        pid, out = lane.spawn()
+        lane.man.arm((f"{direction}:{kind}", "hold"))
+        migrate = lane.migrate(pid)
+        testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
+        if not lane.man.is_held.is_set():
+            raise Broken(f"migrate ended before: {lane.end(migrate, 'migrate')}")
+        host, pids = victims(lane, migrate, who)
+        strike(host, pids, sig)
+        if sig == signal.SIGSTOP:
+            time.sleep(0.3)
+        elif who == "cache" and pids:
+            lane.cache.wait()
+            lane.start_cache()  # as its unit or an operator would
+        lane.man.release()
+        strike(host, pids, signal.SIGCONT)
+        killed = who == "migrate" and bool(pids) and sig == signal.SIGKILL
+        status, err = lane.end(migrate, "migrate")
+        lane.man.disarm()
+        got = judge(lane, pid, out, status, err, killed=killed)
+        if sig == signal.SIGSTOP and status:
+            raise Broken(f"a short stop is harmless: {got}")
+        return f"{'hit' if pids else 'not there'}: {got}"
+
+    return f"{point_name(direction, kind)}: {signal.Signals(sig).name} {who}", case
+
+
+@pytest.mark.parametrize("who", VICTIMS)
+def test_killed(lanes, points, who):
+    """Every program of either side is killed while a frame is on its way."""
+    got = lanes.run([program_case(d, k, who, signal.SIGKILL) for d, k in points])
+    assert sum(v.startswith("hit") for _, v in got) >= (5 if who in ("hook", "hook-b", "keeper", "criu-b") else 8), got
+
+
+@pytest.mark.parametrize("who", ["migrate", "cache", "criu-b"])
+def test_late(lanes, points, who):
+    """What comes late is as good as what comes in time."""
+    lanes.run([program_case(d, k, who, signal.SIGSTOP) for d, k in points])
+
+
+# ---- 3. the user ----
+
+def cancel_case(direction, kind, sig=signal.SIGINT):
+    def case(lane):
+        pid, out = lane.spawn()
+        lane.man.arm((f"{direction}:{kind}", "hold"))
+        migrate = lane.migrate(pid)
+        testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
+        migrate.send_signal(sig)
+        time.sleep(0.1)
+        lane.man.release()
+        status, err = lane.end(migrate, "migrate")
+        lane.man.disarm()
+        return judge(lane, pid, out, status, err)
+
+    return f"{point_name(direction, kind)}: {signal.Signals(sig).name}", case
+
+
+def test_cancelled(lanes, points):
+    """Ctrl-C at every message."""
+    got = dict(lanes.run([cancel_case(d, k) for d, k in points]))
+    for name, what in got.items():
+        early = name.startswith(("up:check", "up:snapshot", "up:space", "up:pages", "up:image", "down:check", "down:snapshot",
+                                 "down:prepared", "up:hello", "down:hello"))
+        assert what.startswith("a;") or not early, f"{name}: {what}"
+
+
+# ---- 4. the restore fails ----
+
+def failing_case(name, prepare):
+    def case(lane):
+        pid, out = lane.spawn()
+        lane.man.arm((f"up:{FRAMES['SNAPSHOT_END']}", "hold"))
+        migrate = lane.migrate(pid)
+        testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
+        undo = prepare(lane, pid)
+        lane.man.release()
+        status, err = lane.end(migrate, "migrate")
+        lane.man.disarm()
+        undo()
+        if status != ABORTED:
+            raise Broken(f"{status} {err}")
+        return judge(lane, pid, out, status, err)
+
+    return name, case
+
+
+def take_pid(lane, pid):
+    """Somebody has the process id at b by now."""
+    b = lane.b
+    other = b.popen(["sh", "-c", f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid; sleep 60 & echo $!; wait"],
+                    stdout=subprocess.PIPE)
+    taken = int(other.stdout.readline())
+    assert taken == pid, (taken, pid)
+
+    def undo():
+        b.kill(taken)
+        other.kill()
+        other.communicate()
+
+    return undo
+
+
+def remove_criu(lane, pid):
+    """criu's images are damaged behind the cache's back."""
+    images = next(iter(lane.b.path(f"{WORKDIR}/images").iterdir())) / "images"
+    stop = images / "core-0.img"
+
+    def damage():
+        stop.write_bytes(b"")
+        for core in images.glob("core-*.img"):
+            core.write_bytes(b"no image")
+
+    damage()
+    return lambda: None
+
+
+def test_restore_fails(lanes):
+    """What pre-flight cannot see: the process runs on at the source, which says why."""
+    lanes.run([failing_case("pid taken", take_pid), failing_case("images damaged", remove_criu)])
+
+
+# ---- 5. at random ----
+
+def random_case(seed):
+    rng = random.Random(seed)
+    who, at = rng.choice(VICTIMS), rng.uniform(0, 0.9)
+
+    def case(lane):
+        pid, out = lane.spawn(rng.choice([1, 1, 4, 16]))
+        lane.man.arm()
+        began = time.monotonic()
+        migrate = lane.migrate(pid)
+        time.sleep(max(0, at - (time.monotonic() - began)))
+        host, pids = victims(lane, migrate, who)
+        strike(host, pids, signal.SIGKILL)
+        if who == "cache":
+            lane.cache.wait()
+            lane.start_cache()
+        killed = who == "migrate" and bool(pids)
+        status, err = lane.end(migrate, "migrate")
+        return f"{'hit' if pids else 'missed'}: {judge(lane, pid, out, status, err, killed=killed and status < 0)}"
+
+    return f"GODWIT_SEED={seed}: {who} at {at:.3f} s", case
+
+
+def test_random_kills(lanes):
+    """A random program dies at a random time.  GODWIT_SEED repeats all of it, GODWIT_SEED_ONLY=1 with it one case alone."""
+    print(f"GODWIT_SEED={SEED}")
+    if os.environ.get("GODWIT_SEED_ONLY"):
+        lanes.run([random_case(SEED)])
+        return
+    rng = random.Random(SEED)
+    lanes.run([random_case(rng.randrange(1 << 32)) for _ in range(200 if FULL else 60)])
+
+
+# ---- 6. two at once ----
+
+def test_two_of_one_process(lanes):
+    def case(lane):
+        pid, out = lane.spawn()
+        lane.man.arm((f"down:{FRAMES['SNAPSHOT_ACCEPT']}", "hold"))
+        first = lane.migrate(pid)
+        lane.man.is_held.wait(10)
+        status, err = lane.end(lane.migrate(pid), "migrate")
+        assert status == BUSY and "already" in err, (status, err)
+        lane.man.release()
+        status, err = lane.end(first, "migrate")
+        lane.man.disarm()
+        assert status == 0, err
+        return judge(lane, pid, out, status, err)
+
+    lanes.run([("two of one process", case)])
+
+
+def test_two_processes(lanes):
+    def case(lane):
+        spawned = [lane.spawn() for _ in range(3)]
+        ended = [lane.end(m, "migrate") for m in [lane.migrate(pid) for pid, _ in spawned]]
+        for (pid, out), (status, err) in zip(spawned, ended):
+            assert status == 0, err
+            lane.check_memory(lane.b, pid, out)
+            lane.b.kill(pid)
+            lane.b.wait_dead(pid)
+        testbed.wait_for(lambda: not left_behind(lane), 6, lambda: left_behind(lane))
+        return "all moved"
+
+    lanes.run([("three processes", case)])
+
+
+# ---- the table ----
+
+def test_every_state_is_hit(points):
+    """Each state of the source's table has a message while which it lasts, so the matrix goes through it."""
+    text = (testbed.REPO / "src/migrate/commit.c").read_text()
+    states = set(re.findall(r"^ +\[SOURCE_(\w+)\] = \{", text, re.M))
+    during = {"CONNECTING": ("up", "HELLO"), "CHECKING": ("down", "CHECKED"), "OFFERING": ("down", "SNAPSHOT_ACCEPT"),
+              "DUMPING": ("up", "PAGES"), "SENDING": ("down", "SNAPSHOT_ACK"), "PREPARING": ("down", "PREPARED"),
+              "COMMITTED": ("down", "RESTORED")}
+    assert states == set(during)
+    for direction, name in during.values():
+        assert (direction, FRAMES[name]) in points
