@@ -9,6 +9,7 @@
 #include "daemon/attach.h"
 #include "godwit.h"
 #include "migrate/journal.h"
+#include "migrate/place.h"
 #include "wire/message.h"
 
 struct values {
@@ -49,8 +50,10 @@ static int list(const struct values *values, struct error *err)
     if (workdir < 0 && workdir != -ENOENT)
         return error_set_errno(err, FAILURE_SYSTEM, workdir, "work-dir %s", values->workdir);
     struct count count = {0};
-    if (workdir >= 0)
+    if (workdir >= 0) {
+        place_clear_up(workdir);
         journal_list(workdir, print_entry, &count);
+    }
     count.entries += status_print_store(values->workdir);
     if (count.entries == 0)
         printf("nothing is in doubt on this host\n");

@@ -17,6 +17,7 @@
  *   GODWIT_HOOK_TOKEN    hexadecimal: which dump or restore this is
  *   GODWIT_HOOK_WORKDIR  where the sockets are
  *   GODWIT_HOOK_SILENCE  milliseconds without a word from the daemon after which the answer is no
+ *   GODWIT_HOOK_KEEPER   process that is told by SIGUSR1, at pre-resume, that the tasks will run
  *   GODWIT_HOOK_JOURNAL  of a migration's source: file that begins with "commit" when it has been
  *                        decided that the tasks end, whatever became of who decided
  * Without them (criu --stream by itself) the sockets are looked for in CRTOOLS_IMAGE_DIR, and the

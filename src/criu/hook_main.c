@@ -130,6 +130,9 @@ int main(void)
         directory = getenv("CRTOOLS_IMAGE_DIR");
     if (!directory)
         return errno = ENOENT, refuse("GODWIT_HOOK_WORKDIR");
+    const char *keeper = getenv("GODWIT_HOOK_KEEPER");
+    if (keeper && strcmp(action, "pre-resume") == 0)
+        kill(atoi(keeper), SIGUSR1);
     /* Without its criu a hook holds nothing. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     int fd = ask(directory, name, action);

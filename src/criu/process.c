@@ -328,46 +328,60 @@ void criu_kill_children(void)
     }
 }
 
-static volatile pid_t kept; /* in a keeper: criu */
+/* In a keeper: criu, and whether what it has built has been let go. */
+static volatile pid_t kept;
+static volatile sig_atomic_t released;
 
-static void on_stop(int signal_number)
+static void on_keeper_signal(int signal_number)
 {
-    (void)signal_number;
-    if (kept > 0)
+    if (signal_number == SIGUSR1)
+        released = 1;
+    else if (kept > 0)
         kill(kept, SIGKILL);
+}
+
+static pid_t keep_start_criu(const struct criu_args *args, const struct criu_spawn *how)
+{
+    char number[16];
+    snprintf(number, sizeof(number), "%d", getpid());
+    pid_t criu = fork();
+    if (criu != 0)
+        return criu;
+    static const int defaults[] = {SIGTERM, SIGHUP, SIGUSR1};
+    for (size_t i = 0; i < ARRAY_SIZE(defaults); i++)
+        signal(defaults[i], SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* without its keeper there is nobody to clear up behind it */
+    setenv("GODWIT_HOOK_KEEPER", number, 1);
+    criu_exec(args, how);
 }
 
 static _Noreturn void keep(const struct criu_args *args, const struct criu_spawn *how)
 {
     /* Nothing of the caller's may stay open here: its peers have to see when it dies. */
-    for (size_t i = 0; i < how->keep_count; i++)
-        keep_descriptor(how->keep[i]);
-    if (how->keep_count == 0)
-        close_range(STDERR_FILENO + 1, ~0u, 0);
-    struct sigaction stop = {.sa_handler = on_stop}, ignore = {.sa_handler = SIG_IGN};
-    sigset_t term, before;
-    sigemptyset(&term);
-    sigaddset(&term, SIGTERM);
-    sigprocmask(SIG_SETMASK, &term, NULL);
-    sigemptyset(&before);
-    sigaction(SIGTERM, &stop, NULL);
-    sigaction(SIGINT, &ignore, NULL);
-    sigaction(SIGHUP, &ignore, NULL);
+    close_range(STDERR_FILENO + 1, ~0u, 0);
+    sigset_t all, none;
+    sigfillset(&all);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    struct sigaction heard = {.sa_handler = on_keeper_signal}, ignored = {.sa_handler = SIG_IGN};
+    sigaction(SIGTERM, &heard, NULL);
+    sigaction(SIGUSR1, &heard, NULL);
+    sigaction(SIGINT, &ignored, NULL);
+    sigaction(SIGHUP, &ignored, NULL);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    pid_t criu = fork();
-    if (criu == 0) {
-        signal(SIGTERM, SIG_DFL);
-        signal(SIGHUP, SIG_DFL);
-        sigprocmask(SIG_SETMASK, &before, NULL);
-        criu_exec(args, how);
-    }
-    kept = criu;
-    sigprocmask(SIG_SETMASK, &before, NULL);
+    kept = keep_start_criu(args, how);
+    pid_t criu = kept;
+    sigprocmask(SIG_SETMASK, &none, NULL);
     int status = 0;
     while (criu > 0 && waitpid(criu, &status, 0) < 0 && errno == EINTR)
         ;
     kept = 0;
     int code = criu > 0 ? criu_exit_status(status) : 127;
+    if (released)
+        _exit(0); /* whatever has become of criu: it runs */
     if (code != 0)
         criu_kill_children();
     _exit(code);

@@ -11,6 +11,8 @@
  * runs.  A hook that holds comes back to the next image-cache; so a cache may be killed at any
  * time.
  */
+#include <dirent.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -44,7 +46,8 @@ struct incoming {
     uint64_t since_usec;      /* of this attempt, or since this cache has known of it */
     uint64_t running_usec;    /* since when the process runs; 0: not yet */
     unsigned attempts;
-    bool dropping, settled;
+    uint64_t keeper_started; /* task_started() of it: what criu builds is no older */
+    bool dropping, criu_failed, again;
     char log[PATH_MAX], directory[PATH_MAX];
 };
 
@@ -76,7 +79,7 @@ static struct incoming *incoming_new(struct cache *cache, struct snapshot *snaps
         .cache = cache, .snapshot = snapshot, .next = cache->incomings, .since_usec = now_usec()};
     cache->incomings = incoming;
     const char *workdir = cache->daemon.workdir_path;
-    int n = snprintf(incoming->directory, sizeof(incoming->directory), "%s/restore-%s", workdir,
+    int n = snprintf(incoming->directory, sizeof(incoming->directory), "%s/incoming-%s", workdir,
                      snapshot->id);
     if (n < 0 || n + 16 >= (int)sizeof(incoming->log)) {
         incoming_free(incoming);
@@ -107,17 +110,24 @@ static void incoming_tell(const struct incoming *incoming, uint16_t type, const 
 
 /* ---- the end ---- */
 
+/* By name and never recursively: criu may have left mounts in its work-dir. */
+static void remove_directory(int workdir, const char *name, bool keep_log)
+{
+    int dirfd = openat(workdir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (dirfd < 0)
+        return;
+    unlinkat(dirfd, "stats-restore", 0);
+    if (!keep_log)
+        unlinkat(dirfd, "restore.log", 0);
+    close_fd(dirfd);
+    unlinkat(workdir, name, AT_REMOVEDIR);
+}
+
+/* criu's log stays where criu failed, for whoever wants to know why. */
 static void incoming_remove_directory(const struct incoming *incoming)
 {
-    char path[PATH_MAX + 16];
-    static const char *const leavings[] = {"restore.log", "stats-restore", ""};
-    for (size_t i = 0; i < ARRAY_SIZE(leavings); i++) {
-        snprintf(path, sizeof(path), "%s/%s", incoming->directory, leavings[i]);
-        if (*leavings[i])
-            unlink(path);
-        else
-            rmdir(path);
-    }
+    remove_directory(incoming->cache->daemon.workdir, strrchr(incoming->directory, '/') + 1,
+                     incoming->criu_failed);
 }
 
 static void incoming_over(struct incoming *incoming, bool remove)
@@ -125,7 +135,8 @@ static void incoming_over(struct incoming *incoming, bool remove)
     struct cache *cache = incoming->cache;
     if (remove) {
         incoming_remove_directory(incoming);
-        snapshot_remove(incoming->snapshot);
+        if (incoming->snapshot)
+            snapshot_remove(incoming->snapshot);
     }
     incoming_free(incoming);
     cache->served = true;
@@ -149,10 +160,12 @@ static void incoming_drop(struct incoming *incoming, const char *why)
 
 static void incoming_finished(struct incoming *incoming)
 {
+    if (!incoming->snapshot) {
+        incoming_over(incoming, true); /* the source knows already */
+        return;
+    }
     snapshot_remove_images(incoming->snapshot);
     incoming_remove_directory(incoming);
-    if (incoming->settled)
-        incoming_over(incoming, true);
 }
 
 static void incoming_runs(struct incoming *incoming)
@@ -176,8 +189,9 @@ static void incoming_failed(struct incoming *incoming, int status)
     criu_explain("criu restore", status, incoming->log, &err);
     error_prefix(&err, "snapshot %s", snapshot->id);
     log_error(&cache->daemon.log, "%s", err.text);
+    incoming->criu_failed = !criu_killed_by(status);
     if (snapshot->state == SNAPSHOT_STARTED && incoming->attempts < ATTEMPTS_MAX) {
-        incoming_start(incoming);
+        incoming->again = true; /* at the next tick: process ids take a moment to be free */
         return;
     }
     bool committed = snapshot->state == SNAPSHOT_STARTED;
@@ -187,6 +201,18 @@ static void incoming_failed(struct incoming *incoming, int status)
         incoming_over(incoming, false);
     else if (!snapshot->origin && !snapshot->told_prepared)
         incoming_drop(incoming, "nobody waits for it");
+}
+
+/* The keeper was killed itself, and with it criu: what that had built stands there for ever. */
+static void incoming_kill_remains(const struct incoming *incoming)
+{
+    pid_t root = incoming->snapshot ? (pid_t)incoming->snapshot->pid : 0;
+    struct task_tree tree;
+    if (root <= 0 || task_started(root) < incoming->keeper_started ||
+        task_tree_open(root, &tree) < 0)
+        return;
+    task_tree_kill(&tree);
+    task_tree_close(&tree);
 }
 
 static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *user)
@@ -201,6 +227,8 @@ static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *u
         ;
     incoming->keeper = 0;
     incoming->hook = NULL; /* it has gone with criu */
+    if (WIFSIGNALED(status) && !incoming->running_usec)
+        incoming_kill_remains(incoming);
     status = criu_exit_status(status);
     if (status == 0)
         incoming_runs(incoming);
@@ -247,6 +275,7 @@ static int incoming_spawn(struct incoming *incoming, struct error *err)
     criu_args_free(&args);
     if (incoming->keeper < 0)
         return incoming->keeper = 0, -1;
+    incoming->keeper_started = task_started(incoming->keeper);
     r = sd_event_add_io(cache->daemon.event, &incoming->criu_io, pidfd, EPOLLIN, on_criu_end,
                         incoming);
     if (r < 0) {
@@ -265,6 +294,7 @@ static void incoming_start(struct incoming *incoming)
     struct snapshot *snapshot = incoming->snapshot;
     struct error err;
     incoming->attempts++;
+    incoming->again = false;
     incoming->since_usec = now_usec();
     if (getrandom(&snapshot->token, sizeof(snapshot->token), 0) < 0)
         snapshot->token += 2;
@@ -320,7 +350,7 @@ static void incoming_asked(struct incoming *incoming, struct client *client)
 bool incoming_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
 {
     for (struct incoming *incoming = cache->incomings; incoming; incoming = incoming->next) {
-        if (incoming->snapshot->token != ask->token)
+        if (!incoming->snapshot || incoming->snapshot->token != ask->token)
             continue;
         if (ask->root_pid)
             incoming->snapshot->pid = ask->root_pid; /* as it is called here */
@@ -367,6 +397,7 @@ static void incoming_commit(struct incoming *incoming)
         return;
     case SNAPSHOT_HELD:
     case SNAPSHOT_DOUBT:
+    case SNAPSHOT_READY: /* it could not be started before */
         snapshot->state = SNAPSHOT_STARTED;
         incoming->attempts = 0;
         incoming_start(incoming);
@@ -406,7 +437,7 @@ void incoming_settled(struct cache *cache, struct snapshot *snapshot)
     else if (incoming->keeper == 0)
         incoming_over(incoming, true);
     else
-        incoming->settled = true;
+        incoming->snapshot = snapshot_remove(snapshot); /* criu only has to end */
 }
 
 bool incoming_link_down(struct cache *cache, struct snapshot *snapshot)
@@ -443,7 +474,7 @@ int incoming_resolve(struct cache *cache, struct snapshot *snapshot, bool resume
         return 0;
     }
     if (snapshot->state == SNAPSHOT_RECEIVING || snapshot->state == SNAPSHOT_RESTORING ||
-        incoming->dropping || incoming->keeper > 0)
+        incoming->dropping || incoming->keeper > 0 || incoming->again)
         if (snapshot->state != SNAPSHOT_PREPARED)
             return error_set(err, FAILURE_BUSY, "snapshot %s: is %s", snapshot->id,
                              snapshot_state_name(snapshot->state));
@@ -467,7 +498,7 @@ static void incoming_check_started(struct incoming *incoming)
 {
     struct snapshot *snapshot = incoming->snapshot;
     if (snapshot->state != SNAPSHOT_STARTED || incoming->keeper > 0 || incoming->hook ||
-        now_usec() - incoming->since_usec < RETURN_USEC)
+        incoming->again || now_usec() - incoming->since_usec < RETURN_USEC)
         return;
     if (task_started((pid_t)snapshot->pid) != 0) {
         incoming_runs(incoming);
@@ -497,23 +528,45 @@ void incomings_tick(struct cache *cache)
 {
     for (struct incoming *incoming = cache->incomings, *next; incoming; incoming = next) {
         next = incoming->next;
+        if (!incoming->snapshot)
+            continue;
         if (incoming->hook && incoming->snapshot->state == SNAPSHOT_PREPARED)
             client_hook(incoming->hook, HOOK_WAIT, "");
+        if (incoming->again)
+            incoming_start(incoming);
         incoming_check_started(incoming);
         if (incoming_is_stale(incoming))
             incoming_over(incoming, true);
     }
 }
 
+/* Directories of restores of which the store knows nothing (any more). */
+static void clear_up(struct cache *cache)
+{
+    static const char prefix[] = "incoming-";
+    int copy = openat(cache->daemon.workdir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    struct dirent *entry;
+    while (dir && (entry = readdir(dir))) {
+        const char *id = entry->d_name + sizeof(prefix) - 1;
+        if (strncmp(entry->d_name, prefix, sizeof(prefix) - 1) == 0 &&
+            !store_find(cache->store, id))
+            remove_directory(cache->daemon.workdir, entry->d_name, false);
+    }
+    if (dir)
+        closedir(dir);
+}
+
 void incomings_load(struct cache *cache)
 {
+    clear_up(cache);
     for (struct snapshot *s = store_first(cache->store), *next; s; s = next) {
         next = s->next;
         if (!s->restore || s->state == SNAPSHOT_READY)
             continue;
         struct incoming *incoming = incoming_new(cache, s);
         if (incoming && s->state == SNAPSHOT_RESTORED)
-            snapshot_remove_images(s);
+            incoming_finished(incoming);
         log_info(&cache->daemon.log, "snapshot %s: of an earlier image-cache, %s", s->id,
                  snapshot_state_name(s->state));
     }

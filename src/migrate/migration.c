@@ -124,7 +124,8 @@ static void migration_check_end(struct godwit_migration *m)
 {
     if (m->state == SOURCE_ABORTED)
         migration_finish_abort(m);
-    else if (m->state == SOURCE_MOVED && !m->told && now_usec() - m->decided_usec < m->silence_usec)
+    else if (m->state == SOURCE_MOVED && !m->told &&
+             now_usec() - m->decided_usec < ANSWER_SILENCES * m->silence_usec)
         return; /* it is over, and worth a moment that the destination hears of it */
     else if (m->state >= SOURCE_MOVED && criu_is_over(m))
         migration_over(m);
@@ -407,6 +408,15 @@ static void on_sender_changed(struct sender *sender, void *user)
     }
 }
 
+/* Whether a link is wanted still. */
+static bool has_to_tell(const struct godwit_migration *m)
+{
+    if (m->over)
+        return false;
+    return m->state == SOURCE_COMMITTED ||
+           (!m->told && (m->state == SOURCE_MOVED || (m->state == SOURCE_ABORTED && m->must_tell)));
+}
+
 /* ---- the link ---- */
 
 static void take_findings(struct godwit_migration *m, const Godwit__Pb__Findings *findings)
@@ -508,21 +518,13 @@ static void on_link_up(struct link *link, const Godwit__Pb__Hello *hello, void *
     (void)link;
     struct godwit_migration *m = user;
     m->link_up = true;
+    m->waiting_since = now_usec();
     snprintf(m->host, sizeof(m->host), "%.64s", hello->hostname);
     if (m->state == SOURCE_COMMITTED || m->state == SOURCE_ABORTED)
         send_verdict(m);
     else if (m->state == SOURCE_MOVED)
         send_settled(m);
     migration_happens(m, EVENT_LINKED, NULL);
-}
-
-/* Whether a link is wanted still. */
-static bool has_to_tell(const struct godwit_migration *m)
-{
-    if (m->over)
-        return false;
-    return m->state == SOURCE_COMMITTED ||
-           (!m->told && (m->state == SOURCE_MOVED || (m->state == SOURCE_ABORTED && m->must_tell)));
 }
 
 static void on_link_down(struct link *link, const struct error *err, void *user)
@@ -597,8 +599,12 @@ static uint64_t patience_usec(const struct godwit_migration *m)
     case SOURCE_DUMPING:
         return STALL_SILENCES * m->silence_usec;
     case SOURCE_PREPARING:
+    case SOURCE_COMMITTED:
         return ANSWER_SILENCES * m->silence_usec +
-               sender_bytes(m->sender) / RESTORE_BYTES_PER_SEC * USEC_PER_SEC;
+               (m->sender ? sender_bytes(m->sender) / RESTORE_BYTES_PER_SEC * USEC_PER_SEC : 0);
+    case SOURCE_ABORTED:
+    case SOURCE_MOVED:
+        return has_to_tell(m) ? m->silence_usec : 0;
     default:
         return 0;
     }
@@ -619,7 +625,11 @@ static void check_patience(struct godwit_migration *m)
               "%s while %s: nothing has come of it for %g s",
               m->state == SOURCE_DUMPING ? "criu dump" : "the other host",
               source_state_name(m->state), (double)patience / (double)USEC_PER_SEC);
+    m->waiting_since = now_usec();
     migration_happens(m, EVENT_TIMEOUT, &err);
+    /* After the decision nothing but an answer helps: on a new link it is asked for again. */
+    if (has_to_tell(m) && m->link_up)
+        link_goodbye(m->link, &err);
 }
 
 void migration_tick(struct godwit_migration *m)
@@ -639,6 +649,6 @@ void migration_cancel(struct godwit_migration *m)
 {
     happens_text(m, EVENT_CANCEL, FAILURE_ABORTED, "cancelled");
     /* Cancelled twice, it does not wait for the other host any more. */
-    if (m->state == SOURCE_ABORTED)
+    if (m->state == SOURCE_ABORTED || m->state == SOURCE_MOVED)
         m->decided_usec -= MIN(m->decided_usec, ANSWER_SILENCES * m->silence_usec);
 }

@@ -63,7 +63,7 @@ static void clear_up_process(int workdir, pid_t pid)
     close_fd(lock);
 }
 
-static void clear_up(int workdir)
+void place_clear_up(int workdir)
 {
     int copy = openat(workdir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = copy < 0 ? NULL : fdopendir(copy);
@@ -87,7 +87,7 @@ int place_open(struct place *place, const char *workdir, struct error *err)
     if (!place->workdir_path)
         return error_set_errno(err, FAILURE_SYSTEM, place->workdir < 0 ? place->workdir : errno,
                                "work-dir %s", workdir);
-    clear_up(place->workdir);
+    place_clear_up(place->workdir);
     return 0;
 }
 

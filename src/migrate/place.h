@@ -28,6 +28,9 @@ struct place {
  * with *err set; place_close() is due either way. */
 int place_open(struct place *place, const char *workdir, struct error *err);
 
+/* The same for an open work-dir. */
+void place_clear_up(int workdir);
+
 /* Locks the process: one migration at a time.  0, or -1 with *err set (FAILURE_BUSY). */
 int place_lock(struct place *place, pid_t pid, struct error *err);
 

@@ -12,13 +12,14 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import time
 
 import pytest
 
 import bed as testbed
-from failures import FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, one_line, point_name, program
+from failures import FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, one_line, point_name, program
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
 MOVED, PEER, DOUBT, BUSY, REFUSED, ABORTED = 0, 4, 7, 8, 9, 10
@@ -35,6 +36,18 @@ class MigrateLane(Lane):
 
     def wait_link(self, timeout=8):
         pass
+
+    def start_cache(self, *options):
+        super().start_cache(*options)
+        in_network(self.b, lambda: testbed.wait_for(self._listens, 10, "the image-cache to listen"))
+
+    @staticmethod
+    def _listens():
+        try:
+            socket.create_connection(("10.77.0.2", 9996)).close()
+            return True
+        except ConnectionRefusedError:
+            return False
 
     def revive(self):
         if self.cache.poll() is not None:
@@ -84,7 +97,7 @@ def left_behind(lane):
     for host, keep in ((lane.a, ()), (lane.b, ("cache.sock", "cache.sock.lock", "images", "streamer-serve.sock"))):
         root = host.path(WORKDIR)
         for path in root.iterdir() if root.exists() else ():
-            logs = [p.name for p in path.iterdir()] if path.is_dir() and path.name.startswith(("migrate-", "restore-")) else None
+            logs = [p.name for p in path.iterdir()] if path.is_dir() and path.name.startswith(("migrate-", "incoming-")) else None
             if logs in (["dump.log"], ["restore.log"]):
                 (path / logs[0]).unlink()
                 path.rmdir()
@@ -102,6 +115,7 @@ def runs(host, pid):
 def settle(lane, text):
     """What an operator does: asks the source to settle what it has noted.  Until nothing is noted any more."""
     end = time.monotonic() + 15
+    lane.resolve(lane.a)  # also clears up what a program that was killed has left
     while time.monotonic() < end:
         journal = lane.journal()
         if not journal:
@@ -130,7 +144,7 @@ def judge(lane, pid, out, status, err, killed=False):
     a, b = lane.a, lane.b
     text = f"migrate: {status} {err!r}"
     if not killed and status != MOVED:
-        one_line("migrate", status, err)
+        one_line("migrate", status, "\n".join(line for line in err.splitlines() if not line.startswith("problem ")))
     if not killed and status not in (MOVED, PEER, DOUBT, REFUSED, ABORTED, 3):
         raise Broken(f"an exit status that is none: {text}")
     doubt = check_in_doubt(lane, pid, text)
@@ -251,7 +265,7 @@ def program_case(direction, kind, who, sig):
         lane.man.arm((f"{direction}:{kind}", "hold"))
         migrate = lane.migrate(pid)
         testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
-        if not lane.man.is_held.is_set():
+        if not lane.man.is_held.wait(1):
             raise Broken(f"migrate ended before: {lane.end(migrate, 'migrate')}")
         host, pids = victims(lane, migrate, who)
         strike(host, pids, sig)
@@ -349,23 +363,19 @@ def take_pid(lane, pid):
     return undo
 
 
-def remove_criu(lane, pid):
+def damage_images(lane, pid):
     """criu's images are damaged behind the cache's back."""
     images = next(iter(lane.b.path(f"{WORKDIR}/images").iterdir())) / "images"
-    stop = images / "core-0.img"
-
-    def damage():
-        stop.write_bytes(b"")
-        for core in images.glob("core-*.img"):
-            core.write_bytes(b"no image")
-
-    damage()
+    core = images / f"core-{pid}.img"
+    testbed.wait_for(lambda: core.exists() and core.stat().st_size > 0, 5, "the image")
+    time.sleep(0.05)
+    core.write_bytes(b"no image")
     return lambda: None
 
 
 def test_restore_fails(lanes):
     """What pre-flight cannot see: the process runs on at the source, which says why."""
-    lanes.run([failing_case("pid taken", take_pid), failing_case("images damaged", remove_criu)])
+    lanes.run([failing_case("pid taken", take_pid), failing_case("images damaged", damage_images)])
 
 
 # ---- 5. at random ----
