@@ -22,7 +22,7 @@ import time
 import bed as testbed
 from bed import SHARED, read_counter, wait_for, workload
 
-USAGE, CRIU, PEER, NOT_FOUND, LIMIT, DOUBT, BUSY = 2, 3, 4, 5, 6, 7, 8
+USAGE, CRIU, PEER, NOT_FOUND, LIMIT, DOUBT, BUSY, REFUSED, ABORTED = 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 WORKDIR = "/run/godwit"
 MIB = 1 << 20
@@ -208,6 +208,18 @@ class Godwit:
     def restore(self, *argv, code=0, timeout=60, **kw):
         """With -d, so that the command ends when the process runs."""
         return self.begin_restore("-d", *argv, **kw).end(code, timeout)
+
+    def begin_migrate(self, pid, target, *argv, **kw):
+        return self.begin("migrate", "-t", pid, target, "--insecure", *argv, **kw)
+
+    def migrate(self, pid, target, *argv, code=0, timeout=60, **kw):
+        return self.begin_migrate(pid, target, *argv, **kw).end(code, timeout)
+
+    def wait_gone(self, *keep, timeout=8):
+        """Waits until the work-dir holds these files and no others, or is not there."""
+        here = self.host.path(self.workdir)
+        self.host.wait_for(lambda: not here.exists() or set(self.files()) <= set(keep), timeout,
+                           lambda: f"the work-dir on {self.host.name} to hold {keep} only: {self.files()}")
 
     def forget(self, snapshot, code=0):
         return self.run("forget", snapshot, code=code)

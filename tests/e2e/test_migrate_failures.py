@@ -291,7 +291,7 @@ def program_case(direction, kind, who, sig):
 def test_killed(lanes, points, who):
     """Every program of either side is killed while a frame is on its way."""
     got = lanes.run([program_case(d, k, who, signal.SIGKILL) for d, k in points])
-    assert sum(v.startswith("hit") for _, v in got) >= (5 if who in ("hook", "hook-b", "keeper", "criu-b") else 8), got
+    assert sum(v.startswith("hit") for _, v in got) >= (3 if who in ("hook", "hook-b", "keeper", "criu-b") else 8), got
 
 
 @pytest.mark.parametrize("who", ["migrate", "cache", "criu-b"])

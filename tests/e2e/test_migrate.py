@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: Apache-2.0
+"""godwit migrate, check and resolve: every way to the other host, what they print, and who uses the library."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+
+import pytest
+
+import bed as testbed
+from bed import REPO, SHARED, build_dir, wait_for, workload
+from godwit import ABORTED, BUSY, NOT_FOUND, PEER, REFUSED, USAGE, Counter, check_memory, program
+
+TARGET = "10.77.0.2"
+CACHE_FILES = ("cache.sock", "cache.sock.lock", "image-cache.log", "images", "streamer-serve.sock")
+
+# Joins standard input and output with a UNIX socket, as ssh does with a program on another host.
+JOIN = """
+import os, socket, sys, threading
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+def up():
+    while data := os.read(0, 1 << 16):
+        s.sendall(data)
+    s.shutdown(socket.SHUT_WR)
+threading.Thread(target=up, daemon=True).start()
+while data := s.recv(1 << 16):
+    os.write(1, data)
+"""
+
+
+@pytest.fixture
+def accepting(two):
+    """Hosts a and b, with an image-cache on b that accepts."""
+    a, b = two
+    b.cache("--accept")
+    return a, b
+
+
+class Stdio:
+    """A listener on a socket of all hosts; each connection gets a `godwit image-cache --stdio` on host b."""
+
+    def __init__(self, b):
+        self.path = f"{b.host.path(SHARED)}/stdio"
+        b.host.write(f"{SHARED}/join.py", JOIN)
+        self.target = f"exec:exec /usr/bin/python3 {SHARED}/join.py {SHARED}/stdio"
+        self.b = b
+        self.running = []
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(self.path)
+        self.socket.listen(8)
+        self.socket.settimeout(10)
+
+    def serve(self):
+        """Serves the next connection."""
+        connection, _ = self.socket.accept()
+        with connection:
+            self.running.append(self.b.host.popen([program(), "image-cache", "--stdio", "--accept", "--once"],
+                                                  stdin=connection, stdout=connection, stderr=subprocess.PIPE))
+        return self.running[-1]
+
+    def end(self):
+        for p in self.running:
+            assert p.wait(10) == 0, p.stderr.read()
+            p.stderr.close()
+        self.socket.close()
+
+
+def arrives(counter, b):
+    """The counter counts on at b, as a child of init."""
+    counter.runs_on(b.host)
+    wait_for(lambda: b.host._status(counter.pid, "PPid") == "1", 5, "init to be its parent")
+
+
+# ---- the ways ----
+
+@pytest.mark.parametrize("target", [TARGET, f"{TARGET}:9996", "fd77::2", "[fd77::2]:9996"])
+def test_tcp(two, target):
+    a, b = two
+    b.cache("--accept", address="fd77::2" if "fd77" in target else None)
+    counter = Counter(a.host)
+    done = a.migrate(counter.pid, target)
+    assert re.fullmatch(rf"{counter.pid} moved to b: down \d+ ms, total \d+\.\d s, [\d.]+ \wi?B sent\n", done.out), done.out
+    assert done.err == "" and not a.host.pid_alive(counter.pid)
+    arrives(counter, b)
+    a.wait_gone()
+    b.wait_gone(*CACHE_FILES)
+    assert b.files("/run/godwit/images") == []
+
+
+def test_unix_socket(two):
+    a, b = two
+    cache = b.cache("--accept", address=f"unix:{SHARED}/a socket")
+    counter = Counter(a.host)
+    a.migrate(counter.pid, f"unix:{SHARED}/a socket")
+    arrives(counter, b)
+    cache.stop()
+    assert not b.host.path(f"{SHARED}/a socket").exists()
+
+
+def test_program(two):
+    """exec: the image-cache is started for the one migration, and leaves its log and its lock."""
+    a, b = two
+    stdio = Stdio(b)
+    counter = Counter(a.host)
+    migrate = a.begin_migrate(counter.pid, stdio.target)
+    stdio.serve()
+    migrate.end()
+    arrives(counter, b)
+    stdio.end()
+    b.wait_gone("cache.sock.lock", "image-cache.log")
+    a.wait_gone()
+    assert "/run/godwit" not in b.host.run(["cat", "/proc/self/mounts"]).stdout
+
+
+def test_two_by_programs_at_once(two):
+    """Two connections that know nothing of one another share one image-cache."""
+    a, b = two
+    stdio = Stdio(b)
+    counters = [Counter(a.host, f"count{i}") for i in range(2)]
+    migrations = []
+    for counter in counters:
+        migrations.append(a.begin_migrate(counter.pid, stdio.target))
+        stdio.serve()
+    for m in migrations:
+        m.end()
+    for counter in counters:
+        arrives(counter, b)
+    stdio.end()
+    b.wait_gone("cache.sock.lock", "image-cache.log")
+
+
+def test_program_is_killed_while_it_holds(two):
+    """ssh dies at the worst moment: the image-cache does not, and the source calls again."""
+    a, b = two
+    stdio = Stdio(b)
+    counter = Counter(a.host)
+    migrate = a.begin_migrate(counter.pid, stdio.target, "--timeout", "2")
+    first = stdio.serve()
+    b.host.wait_for(lambda: "prepared" in b.host.read("/run/godwit/image-cache.log", ""), 20, "it to be prepared")
+    first.kill()
+    connection = None
+    stdio.socket.settimeout(3)
+    try:
+        stdio.serve()
+    except TimeoutError:
+        connection = "none"  # it had been let go before
+    out, err = migrate.process.communicate(timeout=30)
+    status = migrate.process.returncode
+    assert status in (0, ABORTED), (status, out, err, connection)
+    where = b if status == 0 else a
+    counter.runs_on(where.host)
+    wait_for(lambda: not (a if status == 0 else b).host.pid_alive(counter.pid), 10, "the other copy to end")
+
+
+def test_tree(accepting):
+    a, b = accepting
+    pid = a.host.spawn([workload("tree"), f"{SHARED}/tree"])
+    a.host.wait_for(lambda: len(a.host.pids()) >= 5, what="the tree")
+    before = a.host.pids()
+    a.migrate(pid, TARGET)
+    wait_for(lambda: a.host.pids() == [], 5, lambda: f"the tree to end: {a.host.pids()}")
+    assert set(before) <= set(b.host.pids())
+
+
+def test_there_and_back(two):
+    a, b = two
+    a.cache("--accept")
+    b.cache("--accept")
+    pid = a.host.spawn([workload("selfcheck"), "64", f"{SHARED}/self"])
+    a.host.wait_text(f"{SHARED}/self", "ok 0")
+    a.migrate(pid, TARGET)
+    check_memory(b.host, pid, f"{SHARED}/self", 1)
+    a.host.wait_dead(pid)
+    b.migrate(pid, "10.77.0.1")
+    check_memory(a.host, pid, f"{SHARED}/self", 2)
+    assert not b.host.pid_alive(pid)
+
+
+def test_redis_under_load(accepting):
+    """Every key that was acknowledged before the move is there afterwards."""
+    a, b = accepting
+    pid = a.host.spawn(["redis-server", "--bind", "0.0.0.0", "--port", "6380", "--protected-mode", "no", "--save", "", "--appendonly",
+                        "no", "--unixsocket", f"{SHARED}/redis.sock"])
+    cli = ["redis-cli", "-s", f"{SHARED}/redis.sock"]
+    a.host.wait_for(lambda: a.host.run([*cli, "ping"]).stdout == "PONG\n", what="redis")
+    script = "i=0; while i=$((i+1)); do r=$(redis-cli -s %s set key:$i $i 2>&1); [ \"$r\" = OK ] || break; echo $i; done"
+    load = a.host.popen(["sh", "-c", script % f"{SHARED}/redis.sock"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    a.host.wait_for(lambda: int(a.host.run([*cli, "dbsize"]).stdout.split()[-1]) > 50, what="some keys")
+    # A client may be connected at the moment of the freeze; the options say what becomes of it.
+    done = a.begin_migrate(pid, TARGET, "--", "--tcp-close", "--ext-unix-sk").process
+    out, err = done.communicate(timeout=60)
+    load.kill()
+    acknowledged = load.communicate()[0].split()
+    if done.returncode:  # pre-flight, or criu, met a client in the midst of its request: it runs on, with all keys
+        assert done.returncode in (REFUSED, ABORTED), (out, err)
+        host = a.host
+    else:
+        host = b.host
+    ask = ["redis-cli", "-h", host.address, "-p", "6380"]
+    host.wait_for(lambda: host.run([*ask, "ping"]).stdout == "PONG\n", what="redis to answer")
+    count = len(acknowledged)
+    assert count > 50
+    got = host.run([*ask, "mget", *(f"key:{i}" for i in range(1, count + 1))]).stdout.split()
+    assert got == [str(i) for i in range(1, count + 1)]
+
+
+# ---- what it prints ----
+
+def test_json(accepting):
+    a, b = accepting
+    counter = Counter(a.host)
+    lines = [json.loads(line) for line in a.migrate(counter.pid, TARGET, "--json").out.splitlines()]
+    last = lines[-1]
+    assert last["status"] == "completed" and last["result"] == "moved" and last["code"] == 0
+    assert last["pid"] == counter.pid and last["host"] == "b" and last["id"].startswith(f"{counter.pid}-")
+    assert 0 < last["downtime"] <= last["total-time"] and last["ram"]["transferred"] > 50_000 and last["ram"]["remaining"] == 0
+    assert {"ok"} == {line["severity"] for line in lines if "severity" in line}
+    phases = [line["status"] for line in lines[:-1] if "status" in line]
+    assert phases[0] == "setup" and "active" in phases and "device" in phases
+    arrives(counter, b)
+
+
+def test_json_of_a_failure(accepting):
+    a, _ = accepting
+    counter = Counter(a.host)
+    lines = a.run("migrate", "-t", counter.pid, f"{TARGET}:9", "--insecure", "--json", code=PEER).out.splitlines()
+    last = json.loads(lines[-1])
+    assert last["status"] == "failed" and last["result"] == "refused" and "refused" in last["error-desc"] and last["code"] == PEER
+
+
+def test_progress(accepting):
+    a, b = accepting
+    counter = Counter(a.host)
+    plain = a.migrate(counter.pid, TARGET, "--progress", "plain").err
+    assert "setup: " in plain and "active: " in plain and "\r" not in plain
+    a.host.wait_dead(counter.pid)
+    arrives(counter, b)
+    a.cache("--accept")
+    bar = b.migrate(counter.pid, "10.77.0.1", "--progress", "bar").err
+    assert bar.count("\n") == 0 and "\r\033[K" in bar
+
+
+def test_dry_run(accepting):
+    a, b = accepting
+    counter = Counter(a.host)
+    assert a.migrate(counter.pid, TARGET, "--dry-run").out == f"{counter.pid} can be moved to b\n"
+    counter.runs_on(a.host)
+    a.wait_gone()
+    assert not b.host.pid_alive(counter.pid)
+
+
+def test_downtime_is_what_the_process_felt(two):
+    """The longest pause of a heartbeat inside and the downtime that godwit reports differ by at most 10 ms.
+
+    The machine may take its time from either of the two, so the best of some attempts counts.
+    """
+    a, b = two
+    a.cache("--accept")
+    b.cache("--accept")
+    path = f"{SHARED}/beat"
+    pid = a.host.spawn([workload("heartbeat"), path])
+    here, there, seen = a, b, []
+    for _ in range(6):
+        wait_for(lambda: len(here.host.path(path).read_bytes()) == 8, what="the heartbeat")
+        here.host.kill(pid, signal.SIGUSR1)
+        wait_for(lambda: struct.unpack("<Q", here.host.path(path).read_bytes())[0] < 50_000_000, 5, "it to begin anew")
+        reported = json.loads(here.migrate(pid, there.host.address, "--json").out.splitlines()[-1])["downtime"]
+        wait_for(lambda: struct.unpack("<Q", there.host.path(path).read_bytes())[0] > 10_000_000, 5, "it to beat again")
+        felt = struct.unpack("<Q", there.host.path(path).read_bytes())[0] / 1e6
+        seen.append((reported, felt))
+        print(f"reported {reported:.1f} ms, felt {felt:.1f} ms")
+        if abs(reported - felt) <= 10:
+            return
+        here.host.wait_dead(pid)
+        here, there = there, here
+    pytest.fail(f"(reported, felt) in ms: {seen}")
+
+
+# ---- what it refuses ----
+
+@pytest.mark.parametrize("target", ["ssh://", "unix:", "exec:", "b:0", "b:99999", "[fd77::2", "http://b/", "ssh://-oProxyCommand=x"])
+def test_no_target(two, target):
+    a, _ = two
+    counter = Counter(a.host)
+    done = a.migrate(counter.pid, target, code=USAGE)
+    assert "is no target" in done.err and done.err.count("\n") == 1
+
+
+def test_bad_command_lines(two):
+    a, _ = two
+    for argv, what in ((["-t", "1"], "TARGET"), (["b"], "-t PID"), (["-t", "99", "b", "c"], "one target"), (["-t", "x", "b"], "-t x"),
+                       (["-t", "99", "b", "--progress", "much"], "--progress"), (["-t", "99", "b", "--timeout", "0"], "--timeout"),
+                       (["-t", "99", "b", "--", "-D", "/tmp"], "-D"), (["-t", "99", TARGET], "no process")):
+        done = a.run("migrate", *argv, code=NOT_FOUND if what == "no process" else USAGE)
+        assert what in done.err and done.err.count("\n") == 1, done.err
+    counter = Counter(a.host)
+    done = a.run("migrate", "-t", counter.pid, TARGET, code=USAGE)
+    assert "--insecure" in done.err
+
+
+def test_nobody_there(two):
+    a, b = two
+    counter = Counter(a.host)
+    done = a.migrate(counter.pid, TARGET, code=PEER)
+    assert "Connection refused" in done.err and done.err.count("\n") == 1 and done.seconds < 5
+    done = a.migrate(counter.pid, f"unix:{SHARED}/none", code=PEER)
+    assert "No such file" in done.err
+    for command, said in (("exit 3", "status 3"), ("no-such-command", "not found"), ("echo this is no godwit", ""), ("true", "status 0")):
+        done = a.migrate(counter.pid, f"exec:{command} 2>/dev/null", "--timeout", "2", code=PEER)
+        assert said in done.err, done.err
+    counter.runs_on(a.host)
+    a.wait_gone()
+
+
+def test_cache_that_does_not_accept(two):
+    a, b = two
+    b.cache()
+    counter = Counter(a.host)
+    done = a.migrate(counter.pid, TARGET, code=REFUSED)
+    assert "--accept" in done.err
+    counter.runs_on(a.host)
+    assert b.snapshots() == {}
+
+
+def test_missing_option_is_named(accepting):
+    """Pre-flight knows what criu would want, and nothing is touched."""
+    a, _ = accepting
+    pid = a.host.spawn(["flock", f"{SHARED}/lock", "sleep", "1000"])
+    a.host.wait_for(lambda: len(a.host.pids()) > 1, what="flock")
+    assert "--file-locks" in a.migrate(pid, TARGET, code=REFUSED).err
+    assert a.host.state(pid) == "S"
+    a.migrate(pid, TARGET, "--", "--file-locks")
+
+
+def test_pid_that_is_taken(accepting):
+    a, b = accepting
+    b.host.run(["sh", "-c", "echo 299 > /proc/sys/kernel/ns_last_pid"])
+    a.host.run(["sh", "-c", "echo 299 > /proc/sys/kernel/ns_last_pid"])
+    taken = [b.host.spawn(["sleep", "1000"]) for _ in range(6)]
+    pid = next(p for p in (Counter(a.host, f"c{i}").pid for i in range(6)) if p in taken)
+    done = a.migrate(pid, TARGET, code=REFUSED)
+    assert f"{pid}" in done.err and "sleep" in done.err
+    assert a.host.pid_alive(pid)
+
+
+def test_file_that_differs(accepting):
+    a, b = accepting
+    copy = a.host.mkdir("bin") + "/counter"
+    shutil.copy(workload("counter"), a.host.path(copy))
+    path = f"{SHARED}/count"
+    pid = a.host.spawn([copy, path])
+    a.host.wait_for(lambda: a.host.path(path).exists(), what="the counter")
+    assert copy in a.migrate(pid, TARGET, code=REFUSED).err  # missing
+    b.host.mkdir("bin")
+    b.host.write(copy, b"another")
+    assert copy in a.migrate(pid, TARGET, code=REFUSED).err  # differs
+    shutil.copy(workload("counter"), b.host.path(copy))
+    a.migrate(pid, TARGET)
+    assert b.host.pid_alive(pid)
+
+
+def test_memory_limit(two):
+    a, b = two
+    b.cache("--accept", "--memory-limit", "8M")
+    pid = a.host.spawn([workload("selfcheck"), "32", f"{SHARED}/self"])
+    a.host.wait_text(f"{SHARED}/self", "ok 0")
+    assert "memory" in a.migrate(pid, TARGET, code=REFUSED).err
+    check_memory(a.host, pid, f"{SHARED}/self", 1)
+
+
+# ---- check ----
+
+def test_check(accepting):
+    a, _ = accepting
+    counter = Counter(a.host)
+    alone = a.run("check").out
+    assert "criu" in alone and " a: " in alone and " b: " not in alone and "problem" not in alone
+    both = a.run("check", TARGET, "--insecure").out
+    assert " b: criu" in both
+    process = a.run("check", TARGET, "--insecure", "-t", counter.pid).out
+    assert f"process {counter.pid}" in process
+    found = [json.loads(line) for line in a.run("check", TARGET, "--insecure", "-t", counter.pid, "--json").out.splitlines()]
+    found = [f for f in found if "severity" in f]
+    assert {"criu", "kernel", "cpu", "pid", "memory", "file"} <= {f["topic"] for f in found}
+    assert a.run("check", "-t", "99999", code=NOT_FOUND).err.count("\n") == 1
+    counter.runs_on(a.host)
+    a.wait_gone()
+
+
+def test_nothing_is_in_doubt(accepting):
+    a, b = accepting
+    assert a.run("resolve").out == b.run("resolve").out == "nothing is in doubt on this host\n"
+    assert a.run("resolve", "no-such-one", "--kill", code=NOT_FOUND).err.count("\n") == 1
+    assert b.run("resolve", "no-such-one", "--kill", code=NOT_FOUND).err.count("\n") == 1
+    a.run("resolve", "x", "--kill", "--resume", code=USAGE)
+    a.run("resolve", "--kill", code=USAGE)
+
+
+# ---- in doubt ----
+
+def held(a, b, counter):
+    """A migration that is committed, and whose destination hears nothing of it; returns its id and the command."""
+    migrate = a.begin_migrate(counter.pid, TARGET, "--timeout", "1")
+    b.host.wait_for(lambda: "prepared" in b.daemons[-1].log() or migrate.ended, 20, "it to be prepared")
+    return migrate
+
+
+@pytest.mark.parametrize("word", ["--resume", "--kill"])
+def test_operator_on_the_destination(two, word):
+    """The source's host is gone for good while the copy is held: the operator says what becomes of it."""
+    a, b = two
+    b.cache("--accept", "-v")
+    counter = Counter(a.host)
+    out = a.host.path("/tmp/hook.sh")
+    # The source dies between its decision and the telling: its network goes first.
+    a.host.write("/tmp/hook.sh", '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] && ip link set eth0 down\nexit 0\n')
+    out.chmod(0o755)
+    pid = counter.pid
+    block = a.begin_migrate(pid, TARGET, "--timeout", "1")
+    b.host.wait_for(lambda: any(s == "prepared" for s in map(lambda x: x["state"], b.snapshots().values())) or block.ended, 20,
+                    "it to be prepared")
+    if block.ended:
+        pytest.skip("it had been decided before this test could look")
+    block.process.kill()
+    block.process.communicate()
+    wait_for(lambda: b.snapshots() or b.host.pid_alive(pid), 5, "b to know")
+    states = {s: i["state"] for s, i in b.snapshots().items()}
+    if "prepared" not in states.values():
+        pytest.skip("it had been decided before this test could look")
+    name = next(iter(states))
+    assert name in b.run("resolve").out
+    b.run("resolve", name, code=7)
+    b.run("resolve", name, word)
+    if word == "--resume":
+        a.host.kill(pid) if a.host.pid_alive(pid) else None
+        counter.runs_on(b.host)
+    else:
+        b.host.wait_dead(pid)
+        counter.runs_on(a.host)
+    b.host.wait_for(lambda: all(i["state"] in ("restored",) for i in b.snapshots().values()), what="it to be settled")
+
+
+# ---- the library ----
+
+def test_example(accepting):
+    """examples/move.c, a program with a loop of its own."""
+    a, b = accepting
+    counter = Counter(a.host)
+    done = a.host.run([str(build_dir() / "move"), str(counter.pid), f"unix:{SHARED}/none"],
+                      env=dict(os.environ, GODWIT_HOOK=str(build_dir() / "godwit-hook")))
+    assert done.returncode == PEER and "No such file" in done.stderr
+    # The library is told of no --insecure there: by a socket, then.
+    b.daemons[-1].stop()
+    b.cache("--accept", address=f"unix:{SHARED}/cache")
+    done = a.host.run([str(build_dir() / "move"), str(counter.pid), f"unix:{SHARED}/cache"],
+                      env=dict(os.environ, GODWIT_HOOK=str(build_dir() / "godwit-hook")))
+    assert done.returncode == 0 and f"process {counter.pid} runs on b" in done.stdout, (done.stdout, done.stderr)
+    arrives(counter, b)
+
+
+def test_installed_library(tmp_path):
+    """A program is built against what `make install` puts somewhere, and sees the names of godwit.h and no others."""
+    env = dict(os.environ, DESTDIR=str(tmp_path))
+    subprocess.run(["/usr/bin/python3", "/usr/bin/meson", "install", "-C", build_dir(), "--no-rebuild"], env=env, check=True,
+                   capture_output=True)
+    pc = next(tmp_path.rglob("godwit.pc")).parent
+    env = dict(os.environ, PKG_CONFIG_PATH=str(pc), PKG_CONFIG_SYSROOT_DIR=str(tmp_path))
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "godwit"], env=env, check=True, capture_output=True, text=True).stdout
+    subprocess.run(["cc", "-Wall", "-Werror", str(REPO / "examples/move.c"), "-o", str(tmp_path / "move"), *flags.split()], check=True)
+    library = next(tmp_path.rglob("libgodwit.so.0"))
+    names = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True).stdout.split("\n")
+    names = {line.split()[-1].split("@")[0] for line in names if line and " A " not in line}
+    header = set(re.findall(r"\b(godwit_\w+)\(", (REPO / "include/godwit.h").read_text()))
+    assert names == header - {"godwit_event_fn"}
+    done = subprocess.run([tmp_path / "move"], env=dict(os.environ, LD_LIBRARY_PATH=str(library.parent)), capture_output=True, text=True)
+    assert done.returncode == USAGE and "usage" in done.stderr
+
+
+# ---- once, cancel ----
+
+def test_once(two):
+    a, b = two
+    cache = b.cache("--accept", "--once")
+    counter = Counter(a.host)
+    a.migrate(counter.pid, TARGET)
+    cache.end()
+    arrives(counter, b)
+    assert "/run/godwit" not in b.host.run(["cat", "/proc/self/mounts"]).stdout
+
+
+def test_interrupted(accepting):
+    a, b = accepting
+    pid = a.host.spawn([workload("selfcheck"), "256", f"{SHARED}/self"])
+    a.host.wait_text(f"{SHARED}/self", "ok 0", 30)
+    migrate = a.begin_migrate(pid, TARGET)
+    a.host.wait_for(lambda: a.host.state(pid) == "t" or migrate.ended, 20, "the freeze")
+    migrate.process.send_signal(signal.SIGINT)
+    migrate.end(code=ABORTED)
+    assert "cancelled" in migrate.err and "runs on here" in migrate.err
+    check_memory(a.host, pid, f"{SHARED}/self", 1)
+    a.wait_gone()
+    b.wait_gone(*CACHE_FILES)
+    assert b.snapshots() == {} and b.used_bytes() == 0
+
+
+def test_same_process_twice(accepting):
+    a, b = accepting
+    pid = a.host.spawn([workload("selfcheck"), "128", f"{SHARED}/self"])
+    a.host.wait_text(f"{SHARED}/self", "ok 0", 30)
+    first = a.begin_migrate(pid, TARGET)
+    a.host.wait_for(lambda: a.host.state(pid) == "t" or first.ended, 20, "the freeze")
+    assert "already" in a.migrate(pid, TARGET, code=BUSY).err
+    first.end()
+    check_memory(b.host, pid, f"{SHARED}/self", 1)
