@@ -33,14 +33,16 @@ bool task_read_stat(pid_t pid, struct task_stat *ret)
 {
     /* Bits of proc(5): PF_EXITING, PF_KTHREAD. */
     enum { FLAG_EXITING = 4, FLAG_KERNEL = 0x200000 };
-    char line[512];
+    char text[1024];
     unsigned flags;
     FILE *file = open_proc(pid, "stat");
     if (!file)
         return false;
-    const char *end = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
+    size_t n = fread(text, 1, sizeof(text) - 1, file);
     fclose(file);
-    /* Behind the command, which may hold anything: fields 3, 4, 6, 9 and 22. */
+    text[n] = '\0';
+    /* Behind the command, which may hold anything, a line's end too: fields 3, 4, 6, 9 and 22. */
+    const char *end = strrchr(text, ')');
     if (!end ||
         sscanf(end + 1,
                " %c %d %*d %d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",

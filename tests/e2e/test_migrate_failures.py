@@ -378,7 +378,73 @@ def test_restore_fails(lanes):
     lanes.run([failing_case("pid taken", take_pid), failing_case("images damaged", damage_images)])
 
 
-# ---- 5. at random ----
+# ---- 5. the operator ----
+
+def operator_case(name, point, word, where):
+    """The source's godwit dies at a point and never comes back to it; b's operator decides."""
+
+    def case(lane):
+        a, b = lane.a, lane.b
+        pid, out = lane.spawn()
+        lane.man.arm((point, "hold"))
+        migrate = lane.migrate(pid)
+        assert lane.man.is_held.wait(10)
+        strike(a, [migrate.host_pid], signal.SIGKILL)
+        migrate.communicate()
+        lane.man.kick()
+        lane.man.arm()
+        here = (a if where == "a" else b)
+        testbed.wait_for(lambda: not lane.ours(a), 10, "criu to end at the source")
+        held = next(iter(lane.snapshots().items()))
+        assert held[1] == "prepared" and b.pid_alive(pid), held
+        assert a.pid_alive(pid) == (where == "a"), f"alive at the source: {a.pid_alive(pid)}"
+        before = b.read(out)
+        time.sleep(0.05)
+        assert b.read(out) == before  # it stands still
+        assert held[0] in lane.resolve(b).stdout and held[0] in lane.resolve(a).stdout
+        asked = lane.resolve(b, held[0])
+        assert asked.returncode == DOUBT and "--resume" in asked.stderr, asked
+        done = lane.resolve(b, held[0], word)
+        assert done.returncode == 0, done
+        testbed.wait_for(lambda: runs(here, pid) and not (a if here is b else b).pid_alive(pid), 5, "the one copy")
+        return judge(lane, pid, out, -9, "", killed=True)
+
+    return name, case
+
+
+def test_operator_on_the_destination(lanes):
+    """Before the decision the copy is void, after it the copy is the process: the operator says so, and nobody else can."""
+    lanes.run([operator_case("undecided: --kill", f"down:{FRAMES['PREPARED']}", "--kill", "a"),
+               operator_case("committed: --resume", f"up:{FRAMES['VERDICT']}", "--resume", "b")])
+
+
+def test_operator_on_the_source(lanes):
+    """The source's journal says enough: resolve without a word does what was decided."""
+    def case(point, where):
+        def run(lane):
+            pid, out = lane.spawn()
+            lane.man.arm((point, "hold"))
+            migrate = lane.migrate(pid)
+            assert lane.man.is_held.wait(10)
+            strike(lane.a, [migrate.host_pid], signal.SIGKILL)
+            migrate.communicate()
+            lane.man.kick()
+            lane.man.arm()
+            name, decision = next(iter(lane.journal().items()))
+            assert decision == ("open" if where == "a" else "commit")
+            testbed.wait_for(lambda: not lane.ours(lane.a), 10, "criu to end at the source")
+            done = lane.resolve(lane.a, name)
+            assert done.returncode == 0 and name in done.stdout, done
+            assert lane.journal() == {}
+            got = judge(lane, pid, out, -9, "", killed=True)
+            assert got.startswith(where), got
+            return got
+        return run
+
+    lanes.run([("undecided", case(f"down:{FRAMES['PREPARED']}", "a")), ("committed", case(f"up:{FRAMES['VERDICT']}", "b"))])
+
+
+# ---- 6. at random ----
 
 def random_case(seed):
     rng = random.Random(seed)
@@ -412,7 +478,7 @@ def test_random_kills(lanes):
     lanes.run([random_case(rng.randrange(1 << 32)) for _ in range(200 if FULL else 60)])
 
 
-# ---- 6. two at once ----
+# ---- 7. two at once ----
 
 def test_two_of_one_process(lanes):
     def case(lane):
