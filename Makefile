@@ -3,6 +3,7 @@
 #
 #   make          build
 #   make demo     a live Redis moves between two hosts (namespaces) of this machine
+#   make demo-remote   the same by the four commands and their daemons
 #   make check    all tests
 #   make bench    the benchmarks
 #   make install  into $(PREFIX), /usr/local unless said otherwise; DESTDIR is honoured
@@ -32,6 +33,10 @@ demo: all
 	scripts/setup test
 	$(PYTHON) scripts/demo
 
+demo-remote: all
+	scripts/setup test
+	$(PYTHON) scripts/demo remote
+
 check: all
 	scripts/setup test
 	tests/run
@@ -46,4 +51,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all build-setup demo check bench install clean
+.PHONY: all build-setup demo demo-remote check bench install clean

@@ -101,15 +101,15 @@ int unix_connect_at(int dirfd, const char *name, int type)
 /* Calls one of the two above for a path. */
 static int unix_at_path(const char *path, int type, int (*open_at)(int, const char *, int))
 {
-    _cleanup_free_ char *copy = strdup(path);
-    char *slash = copy ? strrchr(copy, '/') : NULL;
-    if (!copy)
-        return -ENOMEM;
+    char directory[PATH_MAX] = ".";
+    const char *slash = strrchr(path, '/');
+    size_t length = slash ? (size_t)(slash - path) : 0;
+    if (length >= sizeof(directory))
+        return -ENAMETOOLONG;
     if (slash)
-        *slash = '\0';
-    const char *directory = !slash ? "." : slash == copy ? "/" : copy;
+        snprintf(directory, sizeof(directory), "%.*s/", (int)length, path);
     _cleanup_close_ int dirfd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    return dirfd < 0 ? -errno : open_at(dirfd, slash ? slash + 1 : copy, type);
+    return dirfd < 0 ? -errno : open_at(dirfd, slash ? slash + 1 : path, type);
 }
 
 int unix_listen_path(const char *path, int type)
