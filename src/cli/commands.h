@@ -6,7 +6,8 @@
 extern const struct option_row cache_options[], proxy_options[], dump_options[], restore_options[],
     status_options[], forget_options[], migrate_options[], check_options[], resolve_options[];
 
-/* Shows what is in a store whose image-cache does not work; how many.  For resolve. */
+/* Shows the migrations in a store that are not settled, whether an image-cache works there or not;
+ * how many.  For resolve. */
 unsigned status_print_store(const char *workdir);
 
 int command_image_cache(int argc, char **argv);

@@ -121,13 +121,15 @@ static int show(const char *workdir, const char *socket_name, const char *daemon
 /* ---- what is left of a cache that does not work ---- */
 
 struct peek {
-    bool json;
+    bool json, migrations_only;
     unsigned count;
 };
 
 static void peek_snapshot(const struct snapshot *s, void *user)
 {
     struct peek *peek = user;
+    if (peek->migrations_only && (!s->restore || s->state == SNAPSHOT_RESTORED))
+        return;
     Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
     snapshot.id = s->id;
     snapshot.state = (char *)snapshot_state_name(s->state);
@@ -140,10 +142,10 @@ static void peek_snapshot(const struct snapshot *s, void *user)
     peek->count++;
 }
 
-static unsigned peek_store(const char *workdir, bool json)
+static unsigned peek_store(const char *workdir, bool json, bool migrations_only)
 {
     char path[PATH_MAX];
-    struct peek peek = {.json = json};
+    struct peek peek = {.json = json, .migrations_only = migrations_only};
     if (snprintf(path, sizeof(path), "%s/images", workdir) < (int)sizeof(path))
         store_peek(path, peek_snapshot, &peek);
     return peek.count;
@@ -151,7 +153,7 @@ static unsigned peek_store(const char *workdir, bool json)
 
 unsigned status_print_store(const char *workdir)
 {
-    return peek_store(workdir, false);
+    return peek_store(workdir, false, true);
 }
 
 static void print_journal_entry(const struct journal_entry *entry, void *user)
@@ -210,7 +212,7 @@ int command_status(int argc, char **argv)
     bool proxy = show(values.workdir, LOCAL_PROXY_SOCKET, "image-proxy", values.json, &err) == 0;
     unsigned left = show_journal(values.workdir, values.json);
     if (!cache)
-        left += peek_store(values.workdir, values.json);
+        left += peek_store(values.workdir, values.json, false);
     if (cache || proxy || left > 0)
         return 0;
     error_set(&err, FAILURE_PEER, "no daemon works in %s: name their work-dir with -W",
