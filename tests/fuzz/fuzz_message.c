@@ -21,18 +21,38 @@ static const ProtobufCMessageDescriptor *const kinds[] = {
     &godwit__pb__standing__descriptor,       &godwit__pb__resolve__descriptor,
 };
 
-static void check_strings(const ProtobufCMessage *message)
+static void check_string(const char *s)
+{
+    must(s && strlen(s) <= 4096);
+    for (; *s; s++)
+        must((unsigned char)*s >= 0x20 && *s != 0x7f);
+}
+
+/* Checks the strings of a message and of those inside it; true if any of them has unknown fields.
+ */
+static bool look_through(const ProtobufCMessage *message)
 {
     const ProtobufCMessageDescriptor *kind = message->descriptor;
+    bool unknown = message->n_unknown_fields > 0;
     for (unsigned i = 0; i < kind->n_fields; i++) {
-        if (kind->fields[i].type != PROTOBUF_C_TYPE_STRING ||
-            kind->fields[i].label == PROTOBUF_C_LABEL_REPEATED)
+        const ProtobufCFieldDescriptor *field = &kind->fields[i];
+        if (field->type != PROTOBUF_C_TYPE_STRING && field->type != PROTOBUF_C_TYPE_MESSAGE)
             continue;
-        const char *s = *(char *const *)((const uint8_t *)message + kind->fields[i].offset);
-        must(s && strlen(s) <= 4096);
-        for (; *s; s++)
-            must((unsigned char)*s >= 0x20 && *s != 0x7f);
+        const uint8_t *base = (const uint8_t *)message;
+        void *const *values = (void *const *)(base + field->offset);
+        size_t count = 1;
+        if (field->label == PROTOBUF_C_LABEL_REPEATED) {
+            count = *(const size_t *)(base + field->quantifier_offset);
+            values = *(void *const *const *)values;
+        }
+        for (size_t k = 0; k < count; k++) {
+            if (field->type == PROTOBUF_C_TYPE_STRING)
+                check_string(values[k]);
+            else if (values[k])
+                unknown |= look_through(values[k]);
+        }
     }
+    return unknown;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -46,17 +66,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         must(err.code == FAILURE_PEER && err.text[0]);
         return 0;
     }
-    check_strings(message);
-    if (kind == &godwit__pb__findings__descriptor) {
-        const Godwit__Pb__Findings *findings = (const Godwit__Pb__Findings *)message;
-        for (size_t i = 0; i < findings->n_findings; i++)
-            check_strings(&findings->findings[i]->base);
-    }
+    bool unknown = look_through(message);
     if (kind == &godwit__pb__failure__descriptor) {
         failure_to_error((const Godwit__Pb__Failure *)message, &err);
         must(err.code <= FAILURE_LAST && strlen(err.text) < sizeof(err.text));
     }
-    if (message->n_unknown_fields > 0) { /* these do not survive repacking, and nobody reads them */
+    if (unknown) { /* these do not survive repacking, and nobody reads them */
         protobuf_c_message_free_unpacked(message, NULL);
         return 0;
     }

@@ -60,6 +60,14 @@ MESSAGES = {
     "forget": (15, text(1, "seed")),
     "status": (16, text(1, "image-cache") + text(2, "host") + text(3, "up") + number(4, 5)),
     "status-snapshot": (17, text(1, "seed") + text(2, "held") + number(3, 5) + number(8, 9)),
+    "facts": (18, text(1, "4.2.1") + text(2, "6.1.0") + text(3, "avx2") + number(4, 42)
+              + number(5, 1 << 20) + text(7, "--shell-job")
+              + text(6, number(1, 1) + text(2, "/bin/sleep") + number(3, 5) + text(4, bytes(20)))),
+    "findings": (19, text(1, number(1, 2) + text(2, "pid") + text(3, "host") + text(4, "taken"))),
+    "findings-unknown-inside": (19, text(1, b"\x80\0\0")),
+    "findings-control-character-inside": (19, text(1, text(4, "a\x1bb"))),
+    "standing": (20, text(1, "seed") + number(2, 1) + number(3, 9) + number(4, 6) + text(5, "why")),
+    "resolve": (21, text(1, "seed") + number(2, 1)),
     "control-character": (3, text(1, "a\x1bb")),
     "nul": (3, text(1, "a\0b")),
     "cut-short": (3, text(1, "core-1.img")[:-3]),
