@@ -324,7 +324,15 @@ static void incoming_prepared(struct incoming *incoming)
 {
     struct snapshot *snapshot = incoming->snapshot;
     snapshot->told_prepared = true;
-    cache_set_state(incoming->cache, snapshot, SNAPSHOT_PREPARED);
+    int r = snapshot_set_state(snapshot, SNAPSHOT_PREPARED);
+    if (r < 0) {
+        /* What is not written down is not told: a cache that comes after this one would not know.
+         */
+        snapshot->told_prepared = false;
+        client_hook(incoming->hook, HOOK_NO, strerror(-r));
+        return;
+    }
+    log_info(&incoming->cache->daemon.log, "snapshot %s: prepared", snapshot->id);
     client_hook(incoming->hook, HOOK_HOLD, "");
     incoming_tell(incoming, FRAME_PREPARED, NULL);
 }
