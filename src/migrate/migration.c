@@ -209,12 +209,14 @@ static void settle(struct godwit_migration *m)
 
 /* ---- entering states ---- */
 
+/* The first part is empty: its answer tells how far the other host is. */
 static void send_facts(struct godwit_migration *m)
 {
+    Godwit__Pb__Facts empty = GODWIT__PB__FACTS__INIT;
+    m->asked_usec = now_usec();
+    link_send(m->link, FRAME_CHECK, 0, 0, &empty.base);
     for (size_t i = 0; i < m->facts.count; i++)
         link_send(m->link, FRAME_CHECK, 0, 0, &m->facts.parts[i]->base);
-    if (m->facts.count == 0)
-        migration_happens(m, EVENT_CHECKED, NULL);
 }
 
 static void on_sender_changed(struct sender *sender, void *user);
@@ -419,11 +421,22 @@ static bool has_to_tell(const struct godwit_migration *m)
 
 /* ---- the link ---- */
 
+static void report_distance(struct godwit_migration *m)
+{
+    struct findings findings = {0};
+    preflight_tell_distance(m->host, now_usec() - m->asked_usec, &findings);
+    for (size_t i = 0; i < findings.count; i++)
+        migration_report_finding(m, findings.list[i]);
+    findings_free(&findings);
+}
+
 static void take_findings(struct godwit_migration *m, const Godwit__Pb__Findings *findings)
 {
+    if (m->answers == 0)
+        report_distance(m);
     for (size_t i = 0; i < findings->n_findings; i++)
         migration_report_finding(m, findings->findings[i]);
-    if (++m->judged < m->facts.count)
+    if (m->answers++ < m->facts.count)
         return;
     if (m->problems > 0) {
         migration_happens(m, EVENT_PEER_FAILED, &m->reason);

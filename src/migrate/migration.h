@@ -51,7 +51,8 @@ struct godwit_migration {
     /* the process */
     struct place place;
     struct preflight_facts facts;
-    size_t judged; /* parts of the facts */
+    size_t answers;      /* to parts of the facts, and to the empty one in front of them */
+    uint64_t asked_usec; /* when that was sent */
     unsigned problems;
     uint64_t total_bytes;
     struct journal_entry journal;

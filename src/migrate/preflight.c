@@ -19,6 +19,8 @@
 #define WARNING GODWIT__PB__FINDING__SEVERITY__WARNING
 #define PROBLEM GODWIT__PB__FINDING__SEVERITY__PROBLEM
 
+enum { FAR_USEC = 100 * USEC_PER_MSEC };
+
 /* ---- options for criu ---- */
 
 /* Whether a word is this option; getopt_long takes any beginning of a name for the whole. */
@@ -145,6 +147,19 @@ static int look_at_host(const struct preflight_request *request, struct findings
         findings_add(findings, WARNING, "cpu", "",
                      "/proc/cpuinfo does not tell what the processor can do: not compared");
     return 0;
+}
+
+void preflight_tell_distance(const char *host, uint64_t usec, struct findings *findings)
+{
+    unsigned long long ms = usec / USEC_PER_MSEC, tenths = usec / 100 % 10;
+    /* Frozen it waits for the answer to the last of its memory, and for the way of the verdict. */
+    if (usec > FAR_USEC)
+        findings_add(
+            findings, WARNING, "link", "",
+            "%s answers in %llu ms: the pause of a process will be about twice that longer", host,
+            ms);
+    else
+        findings_add(findings, OK, "link", "", "%s answers in %llu.%llu ms", host, ms, tenths);
 }
 
 /* ---- what CRIU has to be told ---- */

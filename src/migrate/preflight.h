@@ -54,6 +54,9 @@ int preflight_look(const struct preflight_request *request, struct findings *fin
                    struct preflight_facts *ret_facts, struct error *err);
 void preflight_facts_free(struct preflight_facts *facts);
 
+/* Tells how long the other host took to answer, in microseconds. */
+void preflight_tell_distance(const char *host, uint64_t usec, struct findings *findings);
+
 /* What there is to know of a host's criu.  Some 100 ms, at most 10 s if criu hangs. */
 struct preflight_criu {
     bool found, works;

@@ -158,6 +158,129 @@ def test_program_is_killed_while_it_holds(two):
     wait_for(lambda: not (a if status == 0 else b).host.pid_alive(counter.pid), 10, "the other copy to end")
 
 
+# ---- by ssh ----
+
+class Sshd:
+    """sshd on host b with keys of its own, and an ssh on host a that knows them."""
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+        directory = f"{SHARED}/ssh"
+        for name in ("host", "user", "stranger"):
+            b.host.mkdir(directory)
+            b.host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{directory}/{name}"], check=True)
+        b.host.mkdir("/run/sshd")
+        environment = {name: value for name, value in os.environ.items() if name.startswith("GODWIT_")}
+        environment["PATH"] = f"{build_dir()}:/usr/sbin:/usr/bin:/sbin:/bin"
+        b.host.write(f"{directory}/sshd_config", f"""
+            HostKey {directory}/host
+            AuthorizedKeysFile {directory}/user.pub
+            ListenAddress {b.host.address}:2222
+            PidFile none
+            PermitRootLogin yes
+            StrictModes no
+            UsePAM no
+            SetEnv {" ".join(f'"{name}={value}"' for name, value in environment.items())}
+            """)
+        host_key = b.host.read(f"{directory}/host.pub")
+        b.host.write(f"{directory}/known_hosts", f"[{b.host.address}]:2222 {host_key}")
+        for name in ("user", "stranger"):
+            b.host.write(f"{directory}/{name}_config", f"""
+                IdentityFile {directory}/{name}
+                IdentitiesOnly yes
+                BatchMode yes
+                UserKnownHostsFile {directory}/known_hosts
+                GlobalKnownHostsFile none
+                """)
+        self.directory = directory
+        self.target = f"ssh://root@{b.host.address}:2222"
+        self.process = b.host.popen(["/usr/sbin/sshd", "-D", "-e", "-f", f"{directory}/sshd_config"], stderr=subprocess.PIPE)
+        b.host.wait_for(lambda: a.host.run(["ssh", "-F", f"{directory}/user_config", "-p", "2222", b.host.address, "true"]).returncode == 0,
+                        what="sshd")
+
+    def env(self, who="user"):
+        return dict(os.environ, GODWIT_SSH=f"ssh -F {self.directory}/{who}_config")
+
+    def begin_migrate(self, pid, *argv, who="user"):
+        return self.a.begin("migrate", "-t", pid, self.target, *argv, env=self.env(who))
+
+    def clients(self):
+        """Pids of the ssh clients on host a."""
+        return [p for p in self.a.host.pids() if self.a.host.read(f"/proc/{p}/comm", "") == "ssh\n"]
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def sshd(two):
+    server = Sshd(*two)
+    yield server
+    server.end()
+
+
+def test_ssh(sshd):
+    """No daemon, no open port of ours, no certificate, and nothing is left on either host."""
+    a, b = sshd.a, sshd.b
+    counter = Counter(a.host)
+    before = b.host.pids()
+    done = sshd.begin_migrate(counter.pid).end()
+    assert done.out.startswith(f"{counter.pid} moved to b: ") and done.err == ""
+    arrives(counter, b)
+    b.wait_gone("cache.sock.lock", "image-cache.log")
+    a.wait_gone()
+    b.host.wait_for(lambda: set(b.host.pids()) <= {*before, counter.pid}, what="sshd and the image-cache to end")
+    assert "/run/godwit" not in b.host.run(["cat", "/proc/self/mounts"]).stdout
+
+
+def test_ssh_check(sshd):
+    done = sshd.a.run("check", sshd.target, env=sshd.env())
+    assert " b: criu" in done.out and "problem" not in done.out
+
+
+def test_ssh_refuses(sshd):
+    """A wrong key, and a host without godwit: what ssh says is seen, and one line of ours."""
+    a, b = sshd.a, sshd.b
+    counter = Counter(a.host)
+    done = sshd.begin_migrate(counter.pid, "--timeout", "3", who="stranger").end(PEER)
+    assert "Permission denied" in done.err and "ssh ended with status 255" in done.err
+    b.host.write(f"{sshd.directory}/sshd_config", b.host.read(f"{sshd.directory}/sshd_config").replace(str(build_dir()), "/nowhere"))
+    sshd.process.send_signal(signal.SIGHUP)
+    done = sshd.begin_migrate(counter.pid, "--timeout", "3").end(PEER)
+    assert "not found" in done.err
+    counter.runs_on(a.host)
+    a.wait_gone()
+
+
+def test_ssh_two_at_once(sshd):
+    a, b = sshd.a, sshd.b
+    counters = [Counter(a.host, f"count{i}") for i in range(2)]
+    for m in [sshd.begin_migrate(counter.pid) for counter in counters]:
+        m.end()
+    for counter in counters:
+        arrives(counter, b)
+    b.wait_gone("cache.sock.lock", "image-cache.log")
+
+
+def test_ssh_is_killed(sshd):
+    """When the destination holds the process: godwit calls again."""
+    a, b = sshd.a, sshd.b
+    counter = Counter(a.host)
+    migrate = sshd.begin_migrate(counter.pid, "--timeout", "3")
+    b.host.wait_for(lambda: "prepared" in b.host.read("/run/godwit/image-cache.log", "") or migrate.ended, 20, "it to be prepared")
+    for pid in sshd.clients():
+        a.host.kill(pid)
+    out, err = migrate.process.communicate(timeout=30)
+    status = migrate.process.returncode
+    assert status in (0, ABORTED), (status, out, err)
+    counter.runs_on((b if status == 0 else a).host)
+    wait_for(lambda: not (a if status == 0 else b).host.pid_alive(counter.pid), 10, "the other copy to end")
+    b.wait_gone("cache.sock.lock", "image-cache.log")
+
+
+# ---- what moves ----
+
 def test_tree(accepting):
     a, b = accepting
     pid = a.host.spawn([workload("tree"), f"{SHARED}/tree"])
@@ -182,32 +305,41 @@ def test_there_and_back(two):
     assert not b.host.pid_alive(pid)
 
 
+# Sets key after key over one connection, and tells of each that was acknowledged.
+LOAD = """
+import itertools, socket
+s = socket.create_connection(("127.0.0.1", 6380))
+try:
+    for i in itertools.count(1):
+        s.sendall(b"SET key:%d %d\\r\\n" % (i, i))
+        if s.recv(64) != b"+OK\\r\\n":
+            break
+        print(i, flush=True)
+except OSError:
+    pass
+"""
+
+
 def test_redis_under_load(accepting):
     """Every key that was acknowledged before the move is there afterwards."""
     a, b = accepting
     pid = a.host.spawn(["redis-server", "--bind", "0.0.0.0", "--port", "6380", "--protected-mode", "no", "--save", "", "--appendonly",
-                        "no", "--unixsocket", f"{SHARED}/redis.sock"])
-    cli = ["redis-cli", "-s", f"{SHARED}/redis.sock"]
-    a.host.wait_for(lambda: a.host.run([*cli, "ping"]).stdout == "PONG\n", what="redis")
-    script = "i=0; while i=$((i+1)); do r=$(redis-cli -s %s set key:$i $i 2>&1); [ \"$r\" = OK ] || break; echo $i; done"
-    load = a.host.popen(["sh", "-c", script % f"{SHARED}/redis.sock"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    a.host.wait_for(lambda: int(a.host.run([*cli, "dbsize"]).stdout.split()[-1]) > 50, what="some keys")
-    # A client may be connected at the moment of the freeze; the options say what becomes of it.
-    done = a.begin_migrate(pid, TARGET, "--", "--tcp-close", "--ext-unix-sk").process
-    out, err = done.communicate(timeout=60)
-    load.kill()
-    acknowledged = load.communicate()[0].split()
-    if done.returncode:  # pre-flight, or criu, met a client in the midst of its request: it runs on, with all keys
-        assert done.returncode in (REFUSED, ABORTED), (out, err)
-        host = a.host
-    else:
-        host = b.host
-    ask = ["redis-cli", "-h", host.address, "-p", "6380"]
-    host.wait_for(lambda: host.run([*ask, "ping"]).stdout == "PONG\n", what="redis to answer")
-    count = len(acknowledged)
-    assert count > 50
-    got = host.run([*ask, "mget", *(f"key:{i}" for i in range(1, count + 1))]).stdout.split()
+                        "no"])
+
+    def cli(host, *argv):
+        return host.run(["redis-cli", "-p", "6380", *argv]).stdout
+
+    a.host.wait_for(lambda: cli(a.host, "ping") == "PONG\n", what="redis")
+    loads = [a.host.popen(["/usr/bin/python3", "-c", LOAD], stdout=subprocess.PIPE) for _ in range(3)]
+    a.host.wait_for(lambda: int(cli(a.host, "dbsize").split()[-1]) > 500, what="some keys")
+    assert "--tcp-established" in a.migrate(pid, TARGET, code=REFUSED).err  # criu would not take it: named, with the option
+    assert all(load.poll() is None for load in loads)
+    a.migrate(pid, TARGET, "--", "--tcp-close")
+    count = max(int(load.communicate(timeout=10)[0].split()[-1]) for load in loads)  # their connections ended with the process
+    b.host.wait_for(lambda: cli(b.host, "ping") == "PONG\n", what="redis to answer")
+    got = cli(b.host, "mget", *(f"key:{i}" for i in range(1, count + 1))).split()
     assert got == [str(i) for i in range(1, count + 1)]
+    print(f"{count} keys")
 
 
 # ---- what it prints ----
@@ -390,7 +522,7 @@ def test_check(accepting):
     assert f"process {counter.pid}" in process
     found = [json.loads(line) for line in a.run("check", TARGET, "--insecure", "-t", counter.pid, "--json").out.splitlines()]
     found = [f for f in found if "severity" in f]
-    assert {"criu", "kernel", "cpu", "pid", "memory", "file"} <= {f["topic"] for f in found}
+    assert {"criu", "kernel", "cpu", "pid", "memory", "file", "link"} <= {f["topic"] for f in found}
     assert a.run("check", "-t", "99999", code=NOT_FOUND).err.count("\n") == 1
     counter.runs_on(a.host)
     a.wait_gone()

@@ -329,9 +329,9 @@ def test_cancelled(lanes, points):
 
 # ---- 4. the restore fails ----
 
-def failing_case(name, prepare):
+def failing_case(name, prepare, mib=1):
     def case(lane):
-        pid, out = lane.spawn()
+        pid, out = lane.spawn(mib)
         lane.man.arm((f"up:{FRAMES['SNAPSHOT_END']}", "hold"))
         migrate = lane.migrate(pid)
         testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
@@ -373,9 +373,36 @@ def damage_images(lane, pid):
     return lambda: None
 
 
+def remove_image(lane, pid):
+    images = next(iter(lane.b.path(f"{WORKDIR}/images").iterdir())) / "images"
+    mm = images / f"mm-{pid}.img"
+    testbed.wait_for(mm.exists, 5, "the image")
+    mm.unlink()
+    return lambda: None
+
+
+def take_memory(lane, pid):
+    """There is no room for the process at b by now: criu is refused what it asks for."""
+    cache = lane.cache.host_pid
+    seen = [0]
+
+    def all_there():
+        seen.append(sum(s.get("used_bytes", 0) for s in lane.status(lane.b)))
+        return seen[-1] == seen[-2] > 16 << 20
+
+    testbed.wait_for(all_there, 5, lambda: f"the memory to be there: {seen}", every=0.1)
+
+    def limit(size):
+        lane.b.run(["prlimit", "--pid", str(cache), f"--as={size}:"], check=True)
+
+    limit(48 << 20)
+    return lambda: limit("unlimited")
+
+
 def test_restore_fails(lanes):
     """What pre-flight cannot see: the process runs on at the source, which says why."""
-    lanes.run([failing_case("pid taken", take_pid), failing_case("images damaged", damage_images)])
+    lanes.run([failing_case("pid taken", take_pid), failing_case("images damaged", damage_images),
+               failing_case("image missing", remove_image), failing_case("no memory", take_memory, mib=64)])
 
 
 # ---- 5. the operator ----

@@ -725,6 +725,18 @@ static struct findings judge(const Godwit__Pb__Facts *part, uint64_t free_bytes)
     return findings;
 }
 
+static void distance(void **state)
+{
+    (void)state;
+    struct findings findings = {0};
+    preflight_tell_distance("there", 1234, &findings);
+    must_tell(&findings, OK, "link", "there answers in 1.2 ms");
+    findings_free(&findings);
+    preflight_tell_distance("there", 250 * USEC_PER_MSEC, &findings);
+    must_tell(&findings, WARNING, "link", "250 ms");
+    findings_free(&findings);
+}
+
 static void judged_versions(void **state)
 {
     (void)state;
@@ -986,6 +998,7 @@ int main(void)
         cmocka_unit_test(another_user),
         cmocka_unit_test(namespaces),
         cmocka_unit_test(many_parts),
+        cmocka_unit_test(distance),
         cmocka_unit_test(judged_versions),
         cmocka_unit_test(judged_cpu),
         cmocka_unit_test(judged_pids),
