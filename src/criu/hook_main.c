@@ -85,6 +85,30 @@ static int is_committed(void)
            memcmp(text, "commit", sizeof(text)) == 0;
 }
 
+/* 0 when it cannot be told. */
+static pid_t parent_of(pid_t pid)
+{
+    char path[32], text[512] = "";
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    /* Behind the name in brackets: the state, then the parent. */
+    const char *name_end = n > 0 ? strrchr(text, ')') : NULL;
+    return name_end && strlen(name_end) > 4 ? atoi(name_end + 4) : 0;
+}
+
+/* Only the keeper that is there: a killed one's process id may be somebody else's by now. */
+static void tell_keeper(void)
+{
+    const char *text = getenv("GODWIT_HOOK_KEEPER");
+    pid_t keeper = text ? atoi(text) : 0;
+    if (keeper > 0 && (getppid() == keeper || parent_of(getppid()) == keeper))
+        kill(keeper, SIGUSR1);
+}
+
 enum outcome { SAID_YES, SAID_NO, LOST, LOST_WHILE_HELD };
 
 /* Waits for an answer on the socket, which is closed then. */
@@ -130,9 +154,8 @@ int main(void)
         directory = getenv("CRTOOLS_IMAGE_DIR");
     if (!directory)
         return errno = ENOENT, refuse("GODWIT_HOOK_WORKDIR");
-    const char *keeper = getenv("GODWIT_HOOK_KEEPER");
-    if (keeper && strcmp(action, "pre-resume") == 0)
-        kill(atoi(keeper), SIGUSR1);
+    if (strcmp(action, "pre-resume") == 0)
+        tell_keeper();
     /* Without its criu a hook holds nothing. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     int fd = ask(directory, name, action);

@@ -353,7 +353,6 @@ static pid_t keep_start_criu(const struct criu_args *args, const struct criu_spa
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    prctl(PR_SET_PDEATHSIG, SIGKILL); /* without its keeper there is nobody to clear up behind it */
     setenv("GODWIT_HOOK_KEEPER", number, 1);
     criu_exec(args, how);
 }

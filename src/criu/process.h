@@ -74,9 +74,9 @@ pid_t criu_start(const struct criu_args *args, const struct criu_spawn *how, int
  * The same under a keeper, a process between the caller and criu that survives the caller: when
  * criu fails or is killed before its pre-resume hook, the keeper kills what criu had built, and
  * then ends with criu's exit status; otherwise with 0.  What criu restored well outlives it, as a
- * child of init.  SIGTERM to the keeper kills criu; a keeper that is killed takes criu along, but
- * not what that has built.  criu inherits no descriptor.  pid of the keeper and *ret_pidfd, or -1
- * with *err set.  The caller has one thread.
+ * child of init.  SIGTERM to the keeper kills criu; when the keeper is killed itself, criu works
+ * on. criu inherits no descriptor.  pid of the keeper and *ret_pidfd, or -1 with *err set.  The
+ * caller has one thread.
  */
 pid_t criu_start_kept(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
                       struct error *err);

@@ -46,8 +46,8 @@ struct incoming {
     uint64_t since_usec;      /* of this attempt, or since this cache has known of it */
     uint64_t running_usec;    /* since when the process runs; 0: not yet */
     unsigned attempts;
-    uint64_t keeper_started; /* task_started() of it: what criu builds is no older */
     bool dropping, criu_failed, again;
+    bool orphaned; /* the keeper was killed, and criu works on: only its hook tells of it */
     char log[PATH_MAX], directory[PATH_MAX];
 };
 
@@ -181,6 +181,19 @@ static void incoming_runs(struct incoming *incoming)
 
 static void incoming_start(struct incoming *incoming);
 
+/* Nothing was built here, or it is gone: the source learns it. */
+static void incoming_give_up(struct incoming *incoming, const struct error *err)
+{
+    struct snapshot *snapshot = incoming->snapshot;
+    bool committed = snapshot->state == SNAPSHOT_STARTED;
+    cache_set_state(incoming->cache, snapshot, committed ? SNAPSHOT_READY : SNAPSHOT_HELD);
+    incoming_tell(incoming, FRAME_RESTORE_FAILED, err);
+    if (committed)
+        incoming_over(incoming, false);
+    else if (!snapshot->origin && !snapshot->told_prepared)
+        incoming_drop(incoming, "nobody waits for it");
+}
+
 static void incoming_failed(struct incoming *incoming, int status)
 {
     struct cache *cache = incoming->cache;
@@ -194,25 +207,24 @@ static void incoming_failed(struct incoming *incoming, int status)
         incoming->again = true; /* at the next tick: process ids take a moment to be free */
         return;
     }
-    bool committed = snapshot->state == SNAPSHOT_STARTED;
-    cache_set_state(cache, snapshot, committed ? SNAPSHOT_READY : SNAPSHOT_HELD);
-    incoming_tell(incoming, FRAME_RESTORE_FAILED, &err);
-    if (committed)
-        incoming_over(incoming, false);
-    else if (!snapshot->origin && !snapshot->told_prepared)
-        incoming_drop(incoming, "nobody waits for it");
+    incoming_give_up(incoming, &err);
 }
 
-/* The keeper was killed itself, and with it criu: what that had built stands there for ever. */
-static void incoming_kill_remains(const struct incoming *incoming)
+/*
+ * What criu has built may be let go by now, and is not to be killed.  What its hook holds is as
+ * good as before; a hook that comes later hears no, and criu then kills what it has built.
+ */
+static void incoming_orphaned(struct incoming *incoming, int by_signal)
 {
-    pid_t root = incoming->snapshot ? (pid_t)incoming->snapshot->pid : 0;
-    struct task_tree tree;
-    if (root <= 0 || task_started(root) < incoming->keeper_started ||
-        task_tree_open(root, &tree) < 0)
-        return;
-    task_tree_kill(&tree);
-    task_tree_close(&tree);
+    struct error err;
+    error_set(&err, FAILURE_SYSTEM,
+              "snapshot %s: the keeper of criu restore was killed by signal %d",
+              incoming->snapshot->id, by_signal);
+    log_error(&incoming->cache->daemon.log, "%s", err.text);
+    incoming->orphaned = true;
+    incoming->since_usec = now_usec();
+    if (incoming->snapshot->state == SNAPSHOT_RESTORING && !incoming->dropping)
+        incoming_give_up(incoming, &err);
 }
 
 static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *user)
@@ -226,9 +238,11 @@ static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *u
     while (waitpid(incoming->keeper, &status, 0) < 0 && errno == EINTR)
         ;
     incoming->keeper = 0;
+    if (WIFSIGNALED(status) && !incoming->running_usec) {
+        incoming_orphaned(incoming, WTERMSIG(status));
+        return 0;
+    }
     incoming->hook = NULL; /* it has gone with criu */
-    if (WIFSIGNALED(status) && !incoming->running_usec)
-        incoming_kill_remains(incoming);
     status = criu_exit_status(status);
     if (status == 0)
         incoming_runs(incoming);
@@ -275,7 +289,6 @@ static int incoming_spawn(struct incoming *incoming, struct error *err)
     criu_args_free(&args);
     if (incoming->keeper < 0)
         return incoming->keeper = 0, -1;
-    incoming->keeper_started = task_started(incoming->keeper);
     r = sd_event_add_io(cache->daemon.event, &incoming->criu_io, pidfd, EPOLLIN, on_criu_end,
                         incoming);
     if (r < 0) {
@@ -294,7 +307,7 @@ static void incoming_start(struct incoming *incoming)
     struct snapshot *snapshot = incoming->snapshot;
     struct error err;
     incoming->attempts++;
-    incoming->again = false;
+    incoming->again = incoming->orphaned = false;
     incoming->since_usec = now_usec();
     if (getrandom(&snapshot->token, sizeof(snapshot->token), 0) < 0)
         snapshot->token += 2;
@@ -382,6 +395,7 @@ void incomings_client_gone(struct cache *cache, struct client *client)
         if (incoming->hook != client)
             continue;
         incoming->hook = NULL;
+        incoming->since_usec = now_usec();
         if (incoming->dropping && incoming->keeper == 0)
             incoming_over(incoming, true);
         return;
@@ -508,17 +522,31 @@ static void incoming_check_started(struct incoming *incoming)
     if (snapshot->state != SNAPSHOT_STARTED || incoming->keeper > 0 || incoming->hook ||
         incoming->again || now_usec() - incoming->since_usec < RETURN_USEC)
         return;
-    if (task_started((pid_t)snapshot->pid) != 0) {
+    bool there = task_started((pid_t)snapshot->pid) != 0;
+    if (there && !incoming->orphaned) { /* or the keeper would have killed it */
         incoming_runs(incoming);
         incoming_finished(incoming);
         return;
     }
     struct error err;
     error_set(&err, FAILURE_DOUBT,
-              "it was let go and is not there: if it has not run, godwit resolve %s --resume",
-              snapshot->id);
+              "it was let go and %s: if it has not run, godwit resolve %s --resume",
+              there ? "nobody has told that it runs" : "is not there", snapshot->id);
     cache_set_state(incoming->cache, snapshot, SNAPSHOT_DOUBT);
     incoming_tell(incoming, FRAME_RESTORE_FAILED, &err);
+}
+
+/* The hook that held it does not come back: with it criu has gone, and what that had built. */
+static void incoming_check_prepared(struct incoming *incoming)
+{
+    if (incoming->snapshot->state != SNAPSHOT_PREPARED || incoming->keeper > 0 || incoming->hook ||
+        incoming->dropping || now_usec() - incoming->since_usec < RETURN_USEC)
+        return;
+    struct error err;
+    error_set(&err, FAILURE_CRIU, "snapshot %s: criu restore has ended while it held the process",
+              incoming->snapshot->id);
+    log_error(&incoming->cache->daemon.log, "%s", err.text);
+    incoming_give_up(incoming, &err);
 }
 
 /* What nobody comes back for: the note of a process that runs, or the hook of a criu that is gone.
@@ -545,6 +573,8 @@ void incomings_tick(struct cache *cache)
         incoming_check_started(incoming);
         if (incoming_is_stale(incoming))
             incoming_over(incoming, true);
+        else
+            incoming_check_prepared(incoming);
     }
 }
 

@@ -100,7 +100,7 @@ bool migration_process_runs(const struct godwit_migration *m)
 
 static void migration_finish_abort(struct godwit_migration *m)
 {
-    if (!criu_is_over(m))
+    if (m->over || !criu_is_over(m))
         return;
     bool waiting = m->must_tell && !m->told;
     if (waiting && now_usec() - m->decided_usec < ANSWER_SILENCES * m->silence_usec)

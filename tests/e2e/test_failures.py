@@ -16,8 +16,8 @@ import pytest
 
 import bed as testbed
 import failures
-from failures import (FRAMES, FULL, LINK_TIMEOUT, PREAMBLE, WORKDIR, Broken, Lane, Lanes, Wire, check_calm, criu_log,
-                      damaged, follow_up, frame, hello, in_network, judge, message, migrate, one_line, parse_message, point_name, varint, xxh3_128)
+from failures import (CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PREAMBLE, WORKDIR, Broken, Lane, Lanes, Wire, check_breaks, check_calm,
+                      criu_broke_it, criu_log, damaged, follow_up, frame, hello, in_network, judge, message, migrate, one_line, parse_message, point_name, varint, xxh3_128)
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
 
@@ -240,6 +240,9 @@ def dump_case(stage, target, sig):
             strike(host, pids, signal.SIGCONT)
         status, err = lane.end(dump, "dump")
         lane.revive()
+        if target == "criu" and sig == signal.SIGKILL and stage in ("pre-dump", "pages") and criu_broke_it(lane, pid, err):
+            lane.man.disarm()
+            return CRIU_BROKE
         killed = target == "dump" and sig == signal.SIGKILL
         # Only a proxy that is dead takes what it knew with it.
         got = judge(lane, pid, out, status, err, dump_killed=killed, self_heals=(target, sig) != ("proxy", signal.SIGKILL))
@@ -260,7 +263,7 @@ def dump_case(stage, target, sig):
 @pytest.mark.parametrize("target", TARGETS)
 def test_dump(lanes, target, sig):
     """Each program of a dump is killed, or stopped for a while, at each stage."""
-    lanes.run([dump_case(stage, target, sig) for stage in STAGES if stage not in ABSENT.get(target, ())])
+    check_breaks(lanes.run([dump_case(stage, target, sig) for stage in STAGES if stage not in ABSENT.get(target, ())]))
 
 
 # ---- 2b. killed and stopped at each stage of a restore ----
@@ -279,7 +282,8 @@ def restore_case(stage, target, sig):
         block = Block(b, stage)
         restore = lane.restore("it", passed=block.passed, env=block.env)
         if stage == "waiting":
-            time.sleep(0.3)
+            testbed.wait_for(lambda: any(f.startswith("socket:") for f in b.fds(restore.host_pid).values()), 10, "it to ask the cache")
+            time.sleep(0.1)
         else:
             testbed.wait_for(lambda: block.reached() or restore.poll() is not None, 10, f"the stage {stage}")
             if restore.poll() is not None:
@@ -1015,6 +1019,8 @@ def random_case(seed):
             one_line("dump", status, err)
         lane.revive()
         restored, why = lane.end(restore, "restore")
+        if target == "criu" and pids and criu_broke_it(lane, pid, err):
+            return CRIU_BROKE
         if target != "restore" and restored:
             one_line("restore", restored, why)
         text = f"dump {status} {err!r}, restore {restored} {why!r}"
@@ -1040,4 +1046,4 @@ def test_random_kills(lanes):
         lanes.run([random_case(SEED)])
         return
     rng = random.Random(SEED)
-    lanes.run([random_case(rng.randrange(1 << 32)) for _ in range(300 if FULL else 60)])
+    check_breaks(lanes.run([random_case(rng.randrange(1 << 32)) for _ in range(300 if FULL else 60)]))
