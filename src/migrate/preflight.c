@@ -19,7 +19,7 @@
 #define WARNING GODWIT__PB__FINDING__SEVERITY__WARNING
 #define PROBLEM GODWIT__PB__FINDING__SEVERITY__PROBLEM
 
-enum { FAR_USEC = 100 * USEC_PER_MSEC };
+enum { FAR_USEC = 250 * USEC_PER_MSEC };
 
 /* ---- options for criu ---- */
 

@@ -144,7 +144,7 @@ def judge(lane, pid, out, status, err, killed=False):
     a, b = lane.a, lane.b
     text = f"migrate: {status} {err!r}"
     if not killed and status != MOVED:
-        one_line("migrate", status, "\n".join(line for line in err.splitlines() if not line.startswith("problem ")))
+        one_line("migrate", status, "\n".join(line for line in err.splitlines() if not line.startswith(("problem ", "warning "))))
     if not killed and status not in (MOVED, PEER, DOUBT, REFUSED, ABORTED, 3):
         raise Broken(f"an exit status that is none: {text}")
     doubt = check_in_doubt(lane, pid, text)
