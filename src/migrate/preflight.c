@@ -203,6 +203,9 @@ static const struct rule {
     {TREE_SYSV, "ipc", NULL, NULL, 0, "no System V shared memory of the host",
      "uses System V shared memory of the host's IPC namespace: CRIU cannot take it along",
      "start it in an IPC namespace of its own: unshare --ipc"},
+    {TREE_OBJECT, "object", NULL, NULL, 0, "no object of the kernel that CRIU does not know",
+     "has something of the kernel's open that CRIU cannot take along",
+     "start it so that it does without (io_uring: sysctl kernel.io_uring_disabled=2)"},
     {TREE_LIMITS, "limits", NULL, NULL, 0, "its limits can be read",
      "runs as another user, and its limits may not be read without CAP_SYS_RESOURCE: criu would "
      "fail to dump it",

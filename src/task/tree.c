@@ -326,6 +326,20 @@ static void look_at_socket(struct look *look, pid_t pid, const struct stat *st)
         sockets->list[sockets->count++] = (struct socket_owner){.inode = st->st_ino, .pid = pid};
 }
 
+/* What CRIU refuses of the descriptors without a file; it knows eventfd, epoll, timerfd and others.
+ */
+static void look_at_object(struct look *look, pid_t pid, const char *name)
+{
+    static const char *const unknown[] = {"[io_uring]", "[userfaultfd]", "[perf_event]", "kvm-"};
+    static const char prefix[] = "anon_inode:";
+    if (strncmp(name, prefix, sizeof(prefix) - 1) != 0)
+        return;
+    for (size_t i = 0; i < ARRAY_SIZE(unknown); i++) {
+        if (strncmp(name + sizeof(prefix) - 1, unknown[i], strlen(unknown[i])) == 0)
+            add_trait(look->tree, TREE_OBJECT, pid, 0, name + sizeof(prefix) - 1);
+    }
+}
+
 static void look_at_open_file(struct look *look, int process, pid_t pid, const char *fd)
 {
     char link[64], name[PATH_MAX];
@@ -342,6 +356,7 @@ static void look_at_open_file(struct look *look, int process, pid_t pid, const c
         add_trait(look->tree, TREE_LOCK, pid, 0, name);
     if (S_ISCHR(st.st_mode))
         look_at_device(look, pid, &st, &info);
+    look_at_object(look, pid, name);
     struct tree_file *file = look_at_named(look, pid, name, &st);
     if (file) {
         unsigned mode = info.flags & O_ACCMODE;

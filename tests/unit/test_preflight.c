@@ -578,6 +578,20 @@ static void ipc(void **state)
     child_end();
 }
 
+static pid_t object(void *unused)
+{
+    (void)unused;
+    enum { USER_MODE_ONLY = 1 };
+    return syscall(SYS_userfaultfd, O_CLOEXEC | USER_MODE_ONLY) >= 0 ? 0 : -1;
+}
+
+static void objects(void **state)
+{
+    (void)state;
+    has_problem(child_start(object, NULL), "object", "[userfaultfd]");
+    child_end();
+}
+
 /* Takes a capability from this thread's effective set, or gives it back. */
 static void set_capability(unsigned number, bool on)
 {
@@ -995,6 +1009,7 @@ int main(void)
         cmocka_unit_test(unix_sockets),
         cmocka_unit_test(files),
         cmocka_unit_test(ipc),
+        cmocka_unit_test(objects),
         cmocka_unit_test(another_user),
         cmocka_unit_test(namespaces),
         cmocka_unit_test(many_parts),
