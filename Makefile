@@ -44,6 +44,7 @@ check: all
 bench: all
 	scripts/setup test
 	bench/bulk
+	bench/tracking
 
 install: all
 	$(MESON) install -C $(BUILD)

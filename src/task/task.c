@@ -69,16 +69,33 @@ bool task_is_dying(pid_t pid)
     return pending & PENDING_KILL || (task_read_stat(pid, &stat) && stat.exiting);
 }
 
-pid_t task_leader(pid_t pid)
+/* A number in /proc/PID/status; 0 when it is not there.  format: its name, and %d. */
+__attribute__((format(scanf, 2, 0))) static int status_number(pid_t pid, const char *format)
 {
     char line[512];
-    int leader = 0;
+    int number = 0;
     FILE *file = open_proc(pid, "status");
-    while (file && fgets(line, sizeof(line), file) && sscanf(line, "Tgid: %d", &leader) != 1)
+    while (file && fgets(line, sizeof(line), file) && sscanf(line, format, &number) != 1)
         ;
     if (file)
         fclose(file);
-    return leader;
+    return number;
+}
+
+pid_t task_leader(pid_t pid)
+{
+    return status_number(pid, "Tgid: %d");
+}
+
+pid_t task_tracer(pid_t pid)
+{
+    return status_number(pid, "TracerPid: %d");
+}
+
+bool task_has_seccomp_filter(pid_t pid)
+{
+    enum { SECCOMP_FILTER = 2 };
+    return status_number(pid, "Seccomp: %d") == SECCOMP_FILTER;
 }
 
 pid_t task_parent(pid_t pid)

@@ -35,6 +35,12 @@ pid_t task_parent(pid_t pid);
 /* Whether the process stands still under a tracer, as criu's frozen ones do. */
 bool task_is_traced(pid_t pid);
 
+/* Who traces it, or 0. */
+pid_t task_tracer(pid_t pid);
+
+/* Whether a seccomp filter decides over its system calls. */
+bool task_has_seccomp_filter(pid_t pid);
+
 /* The name of a process, for people: printable characters, "" when there is none. */
 void task_command(pid_t pid, char *buf, size_t size);
 

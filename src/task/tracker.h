@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Which pages of a running process have been written, without stopping it (Linux 6.7 or newer).
+ *
+ *   userfaultfd (task/inject.h), WP_ASYNC ──▶ every private area registered
+ *   PAGEMAP_SCAN: pages that exist and are not write-protected; protects them in the same step
+ *
+ * A page that tracker_scan() reports is write-protected from then on: read it after the scan, and
+ * any write to it, before or during the reading, makes the next scan report it again.  The first
+ * scan of an area reports all of its pages; so does that of one that was mapped, or moved, since
+ * the scan before.  What is not reported is either as it was, or does not exist any more: which
+ * pages exist is told by tracker_list().
+ *
+ * Not seen are writes by devices into pages that were pinned before the scan (O_DIRECT reads under
+ * way); nor shared memory, which has pages of its own.
+ *
+ * When the process executes another program, or ends, its memory has gone: -ESRCH.  Neither the
+ * process nor a criu that dumps it notices the tracker.  On any one thread.
+ */
+#include "base/error.h"
+#include "task/memory.h"
+
+struct tracker {
+    pid_t pid;
+    int uffd, pagemap;
+    struct page_region *regions; /* what one PAGEMAP_SCAN tells */
+    uint64_t stopped_nsec;       /* how long a thread stood still for tracker_open() */
+};
+
+/* 0, or -1 with *err set: the kernel or the process does not allow it, see
+ * task_take_userfaultfd(). */
+int tracker_open(struct tracker *tracker, pid_t pid, struct error *err);
+
+/* Lets go: costs the process some 30 ms per GiB, in which it cannot map memory. */
+void tracker_close(struct tracker *tracker);
+
+/*
+ * Adds what was written in an area since the last scan to *runs.  0, -EOPNOTSUPP when this area
+ * cannot be tracked (and nothing was added), -ESRCH, or another negative errno.
+ */
+int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs);
+
+/* Adds all pages of an area that criu would dump: they exist, and are no longer those of a file. */
+int tracker_list(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs);
