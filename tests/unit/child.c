@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -46,4 +47,56 @@ void child_end(void)
 {
     kill(running, SIGKILL);
     waitpid(running, NULL, 0);
+}
+
+/* ---- servants ---- */
+
+static _Noreturn void serve(struct orders *orders)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) {
+        void (*job)(struct orders *) = orders->job;
+        if (job) {
+            job(orders);
+            orders->job = NULL;
+        }
+        usleep(100);
+    }
+}
+
+void servant_start(struct servant *servant, void (*prepare)(struct orders *orders))
+{
+    servant->orders = mmap(NULL, sizeof(*servant->orders), PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    servant->orders->job = prepare;
+    servant->pid = fork();
+    if (servant->pid == 0)
+        serve(servant->orders);
+    servant_wait(servant);
+}
+
+void servant_begin(struct servant *servant, void (*job)(struct orders *orders))
+{
+    servant->orders->job = job;
+}
+
+void servant_wait(struct servant *servant)
+{
+    enum { PATIENCE = 200000 };
+    for (unsigned i = 0; servant->orders->job && i < PATIENCE; i++)
+        usleep(100);
+    assert_null(servant->orders->job);
+}
+
+void servant_do(struct servant *servant, void (*job)(struct orders *orders))
+{
+    servant_begin(servant, job);
+    servant_wait(servant);
+}
+
+void servant_kill(struct servant *servant)
+{
+    kill(servant->pid, SIGKILL);
+    waitpid(servant->pid, NULL, 0);
+    munmap(servant->orders, sizeof(*servant->orders));
 }

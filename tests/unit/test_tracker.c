@@ -16,6 +16,7 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 
+#include "child.h"
 #include "task/inject.h"
 #include "task/task.h"
 #include "task/tracker.h"
@@ -24,86 +25,47 @@
 
 enum { PAGES = 1024, ROUNDS = 300 };
 
-/* Shared with the process. */
-static struct control {
-    void (*volatile job)(void);
-    volatile bool ready;
-    volatile uint64_t numbers[8];
-    uint8_t *volatile region;
-    volatile uint64_t result;
-} * control;
+static struct servant servant;
 
-static pid_t child;
-
-static _Noreturn void serve(void)
+static void map_region(struct orders *orders)
 {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    control->region =
+    orders->region =
         mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    madvise(control->region, PAGES * PAGE_BYTES, MADV_NOHUGEPAGE);
-    control->ready = true;
-    for (;;) {
-        void (*job)(void) = control->job;
-        if (job) {
-            job();
-            control->job = NULL;
-        }
-        usleep(100);
-    }
+    madvise(orders->region, PAGES * PAGE_BYTES, MADV_NOHUGEPAGE);
 }
 
 static int begin(void **state)
 {
     (void)state;
-    control = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    child = fork();
-    if (child == 0)
-        serve();
-    while (!control->ready)
-        usleep(100);
+    servant_start(&servant, map_region);
     return 0;
 }
 
 static int end(void **state)
 {
     (void)state;
-    kill(child, SIGKILL);
-    waitpid(child, NULL, 0);
-    munmap(control, PAGE_BYTES);
+    servant_kill(&servant);
     return 0;
 }
 
-static void start(void (*job)(void))
+static void has_it(void (*job)(struct orders *))
 {
-    control->job = job;
+    servant_do(&servant, job);
 }
 
-static void finish(void)
+static void write_page(struct orders *orders)
 {
-    for (unsigned i = 0; control->job && i < 100000; i++)
-        usleep(100);
-    assert_null(control->job);
+    orders->region[orders->numbers[0] * PAGE_BYTES + 7]++;
 }
 
-static void has_it(void (*job)(void))
+static void read_page(struct orders *orders)
 {
-    start(job);
-    finish();
+    orders->result = orders->region[orders->numbers[0] * PAGE_BYTES];
 }
 
-static void write_page(void)
+static void on_page(void (*job)(struct orders *), uint64_t page)
 {
-    control->region[control->numbers[0] * PAGE_BYTES + 7]++;
-}
-
-static void read_page(void)
-{
-    control->result = control->region[control->numbers[0] * PAGE_BYTES];
-}
-
-static void on_page(void (*job)(void), uint64_t page)
-{
-    control->numbers[0] = page;
+    servant.orders->numbers[0] = page;
     has_it(job);
 }
 
@@ -120,7 +82,7 @@ static int begin_tracking(void **state)
 {
     struct error err;
     begin(state);
-    if (tracker_open(&tracker, child, &err) < 0) {
+    if (tracker_open(&tracker, servant.pid, &err) < 0) {
         end(state);
         if (err.code == FAILURE_SYSTEM)
             fprintf(stderr, "not tracked: %s\n", err.text);
@@ -145,7 +107,7 @@ static void need_tracker(void)
 
 static struct memory_area region(void)
 {
-    uint64_t at = (uint64_t)(uintptr_t)control->region;
+    uint64_t at = (uint64_t)(uintptr_t)servant.orders->region;
     return (struct memory_area){.start = at, .end = at + PAGES * PAGE_BYTES, .anonymous = true};
 }
 
@@ -200,9 +162,9 @@ static void written_pages(void **state)
     must_list("0 5-7 100 200 1023");
 }
 
-static void drop_page(void)
+static void drop_page(struct orders *orders)
 {
-    uint8_t *page = control->region + control->numbers[0] * PAGE_BYTES;
+    uint8_t *page = orders->region + orders->numbers[0] * PAGE_BYTES;
     madvise(page, PAGE_BYTES, MADV_DONTNEED);
 }
 
@@ -222,10 +184,10 @@ static void dropped_pages(void **state)
     must_list("0 2-3");
 }
 
-static void map_again(void)
+static void map_again(struct orders *orders)
 {
-    munmap(control->region, PAGES * PAGE_BYTES);
-    mmap(control->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
+    munmap(orders->region, PAGES * PAGE_BYTES);
+    mmap(orders->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 }
 
@@ -246,14 +208,14 @@ static void mapped_again(void **state)
 }
 
 /* Its second half moves onto the first. */
-static void move_half(void)
+static void move_half(struct orders *orders)
 {
     size_t half = PAGES / 2 * PAGE_BYTES;
     uint8_t *moved =
-        mremap(control->region + half, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, control->region);
-    mmap(control->region + half, half, PROT_READ | PROT_WRITE,
+        mremap(orders->region + half, half, half, MREMAP_MAYMOVE | MREMAP_FIXED, orders->region);
+    mmap(orders->region + half, half, PROT_READ | PROT_WRITE,
          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    control->result = moved == control->region;
+    orders->result = moved == orders->region;
 }
 
 static void moved_pages(void **state)
@@ -266,23 +228,23 @@ static void moved_pages(void **state)
     writes(PAGES / 2 + 8);
     must_scan("3-4 515 520");
     has_it(move_half);
-    assert_true(control->result);
+    assert_true(servant.orders->result);
     must_scan("3 8"); /* whole, although nobody has written them since */
     must_scan("");
     must_list("3 8");
 }
 
-static void protect_and_fork(void)
+static void protect_and_fork(struct orders *orders)
 {
-    mprotect(control->region, PAGES * PAGE_BYTES, PROT_READ);
+    mprotect(orders->region, PAGES * PAGE_BYTES, PROT_READ);
     pid_t copy = fork();
     if (copy == 0) {
-        mprotect(control->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE);
-        control->region[0]++; /* not the parent's */
+        mprotect(orders->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE);
+        orders->region[0]++; /* not the parent's */
         _exit(0);
     }
     waitpid(copy, NULL, 0);
-    mprotect(control->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE);
+    mprotect(orders->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE);
 }
 
 static void protected_and_forked(void **state)
@@ -298,11 +260,11 @@ static void protected_and_forked(void **state)
     must_scan("1");
 }
 
-static void map_file(void)
+static void map_file(struct orders *orders)
 {
     int fd = memfd_create("file", 0);
     if (ftruncate(fd, PAGES * PAGE_BYTES) == 0)
-        mmap(control->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+        mmap(orders->region, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
              fd, 0);
     close(fd);
 }
@@ -319,7 +281,7 @@ static void pages_of_files(void **state)
     must_list("6");
 }
 
-static void execute(void)
+static void execute(struct orders *orders)
 {
     execl("/bin/sleep", "sleep", "1000", NULL);
 }
@@ -333,26 +295,26 @@ static void another_program(void **state)
     char name[17];
     writes(0);
     must_scan("0");
-    start(execute);
+    servant_begin(&servant, execute);
     do {
         usleep(1000);
-        task_command(child, name, sizeof(name));
+        task_command(servant.pid, name, sizeof(name));
     } while (strcmp(name, "sleep") != 0);
     assert_int_equal(tracker_scan(&tracker, &area, &runs), -ESRCH);
     assert_int_equal(tracker_list(&tracker, &area, &runs), -ESRCH);
     struct tracker again;
     struct error err;
-    int r = tracker_open(&again, child, &err);
+    int r = tracker_open(&again, servant.pid, &err);
     for (unsigned i = 0; r < 0 && i < 1000; i++) {
         usleep(1000); /* it has its name before it has its memory */
-        r = tracker_open(&again, child, &err);
+        r = tracker_open(&again, servant.pid, &err);
     }
     assert_int_equal(r, 0);
     tracker_close(&again);
-    kill(child, SIGKILL);
-    waitpid(child, NULL, 0);
+    kill(servant.pid, SIGKILL);
+    waitpid(servant.pid, NULL, 0);
     assert_int_equal(tracker_scan(&tracker, &area, &runs), -ESRCH);
-    assert_int_equal(tracker_open(&again, child, &err), -1);
+    assert_int_equal(tracker_open(&again, servant.pid, &err), -1);
     assert_int_equal(err.code, FAILURE_NOT_FOUND);
 }
 
@@ -363,7 +325,7 @@ static void all_areas(void **state)
     need_tracker();
     struct memory_map map;
     uint64_t tracked = 0;
-    assert_int_equal(memory_map_read(child, &map), 0);
+    assert_int_equal(memory_map_read(servant.pid, &map), 0);
     for (int round = 0; round < 2; round++) {
         struct page_runs runs = {0};
         for (size_t i = 0; i < map.count; i++) {
@@ -387,12 +349,12 @@ static void all_areas(void **state)
 /* ---- reading ---- */
 
 /* Pages 0 to 9 of the region: their number in every byte; 3 is not there, 5 and 6 are forbidden. */
-static void prepare_to_be_read(void)
+static void prepare_to_be_read(struct orders *orders)
 {
     for (int i = 0; i < 10; i++)
-        memset(control->region + i * PAGE_BYTES, 'a' + i, PAGE_BYTES);
-    munmap(control->region + 3 * PAGE_BYTES, PAGE_BYTES);
-    mprotect(control->region + 5 * PAGE_BYTES, 2 * PAGE_BYTES, PROT_NONE);
+        memset(orders->region + i * PAGE_BYTES, 'a' + i, PAGE_BYTES);
+    munmap(orders->region + 3 * PAGE_BYTES, PAGE_BYTES);
+    mprotect(orders->region + 5 * PAGE_BYTES, 2 * PAGE_BYTES, PROT_NONE);
 }
 
 static void add(struct page_runs *runs, uint64_t page, uint64_t pages)
@@ -409,7 +371,7 @@ static void must_read(const struct page_runs *runs, uint64_t pages, const char *
     char text[64] = "";
     size_t used = 0;
     int n;
-    assert_int_equal(page_reader_open(&reader, child), 0);
+    assert_int_equal(page_reader_open(&reader, servant.pid), 0);
     page_reader_begin(&reader, runs);
     while ((n = page_reader_next(&reader, buf, pages, got)) > 0) {
         const uint8_t *page = buf;
@@ -454,16 +416,16 @@ static void read_of_nobody(void **state)
     struct page_reader reader;
     struct page_runs runs = {0};
     add(&runs, 0, 1);
-    assert_int_equal(page_reader_open(&reader, child), 0);
-    kill(child, SIGKILL);
-    waitpid(child, NULL, 0);
+    assert_int_equal(page_reader_open(&reader, servant.pid), 0);
+    kill(servant.pid, SIGKILL);
+    waitpid(servant.pid, NULL, 0);
     page_reader_begin(&reader, &runs);
     assert_int_equal(page_reader_next(&reader, buf, 1, got), -ESRCH);
     page_reader_close(&reader);
     page_runs_free(&runs);
-    assert_int_equal(page_reader_open(&reader, child), -ESRCH);
+    assert_int_equal(page_reader_open(&reader, servant.pid), -ESRCH);
     struct memory_map map;
-    assert_int_equal(memory_map_read(child, &map), -ESRCH);
+    assert_int_equal(memory_map_read(servant.pid, &map), -ESRCH);
 }
 
 /* ---- system calls in others ---- */
@@ -472,7 +434,7 @@ static int take(void)
 {
     uint64_t stopped;
     struct error err;
-    int fd = task_take_userfaultfd(child, &stopped, &err);
+    int fd = task_take_userfaultfd(servant.pid, &stopped, &err);
     if (fd < 0)
         fail_msg("%s", err.text);
     assert_true(stopped > 0);
@@ -484,7 +446,7 @@ static void must_not_take(enum failure code, const char *text)
 {
     uint64_t stopped;
     struct error err;
-    assert_int_equal(task_take_userfaultfd(child, &stopped, &err), -1);
+    assert_int_equal(task_take_userfaultfd(servant.pid, &stopped, &err), -1);
     assert_int_equal(err.code, code);
     assert_contains(err.text, text);
 }
@@ -507,13 +469,13 @@ static uint64_t compute(void)
 }
 
 /* Until it is told to stop. */
-static void work(void)
+static void work(struct orders *orders)
 {
     uint64_t wanted = compute();
-    control->numbers[0] = control->numbers[1] = 0;
-    while (!control->result) {
-        control->numbers[0]++;
-        control->numbers[1] += compute() != wanted;
+    orders->numbers[0] = orders->numbers[1] = 0;
+    while (!orders->result) {
+        orders->numbers[0]++;
+        orders->numbers[1] += compute() != wanted;
     }
 }
 
@@ -521,20 +483,20 @@ static void take_while_it_works(void)
 {
     for (unsigned i = 0; i < ROUNDS; i++)
         take();
-    control->result = 1;
-    finish();
-    assert_true(control->numbers[0] > 0);
-    assert_int_equal(control->numbers[1], 0);
+    servant.orders->result = 1;
+    servant_wait(&servant);
+    assert_true(servant.orders->numbers[0] > 0);
+    assert_int_equal(servant.orders->numbers[1], 0);
 }
 
 static void nothing_is_seen_by_registers(void **state)
 {
     (void)state;
-    start(work);
+    servant_begin(&servant, work);
     take_while_it_works();
 }
 
-static void do_sleep(void)
+static void do_sleep(struct orders *orders)
 {
     struct timespec time = {.tv_nsec = 200000000};
     struct timespec before, after;
@@ -542,10 +504,10 @@ static void do_sleep(void)
     int r = nanosleep(&time, NULL);
     clock_gettime(CLOCK_MONOTONIC, &after);
     int64_t nsec = (after.tv_sec - before.tv_sec) * 1000000000ll + after.tv_nsec - before.tv_nsec;
-    control->result = r == 0 && nsec >= 200000000 && nsec < 2000000000;
+    orders->result = r == 0 && nsec >= 200000000 && nsec < 2000000000;
 }
 
-static void do_wait(void)
+static void do_wait(struct orders *orders)
 {
     struct pollfd nothing = {.fd = -1};
     struct timespec time = {.tv_nsec = 200000000};
@@ -554,10 +516,10 @@ static void do_wait(void)
     sigaddset(&mask, SIGUSR1);
     int r = ppoll(&nothing, 1, &time, &mask);
     sigprocmask(SIG_BLOCK, NULL, &after);
-    control->result = r == 0 && !sigismember(&after, SIGUSR1);
+    orders->result = r == 0 && !sigismember(&after, SIGUSR1);
 }
 
-static void do_read(void)
+static void do_read(struct orders *orders)
 {
     int pair[2];
     char byte;
@@ -568,7 +530,7 @@ static void do_read(void)
         usleep(200000);
         _exit(write(pair[1], "x", 1) != 1);
     }
-    control->result = read(pair[0], &byte, 1) == 1;
+    orders->result = read(pair[0], &byte, 1) == 1;
     waitpid(writer, NULL, 0);
     close(pair[0]);
     close(pair[1]);
@@ -577,13 +539,13 @@ static void do_read(void)
 static void nothing_is_seen_by_system_calls(void **state)
 {
     (void)state;
-    static void (*const jobs[])(void) = {do_sleep, do_wait, do_read};
+    static void (*const jobs[])(struct orders *) = {do_sleep, do_wait, do_read};
     for (size_t i = 0; i < ARRAY_SIZE(jobs); i++) {
-        control->result = 0;
-        start(jobs[i]);
-        while (control->job)
+        servant.orders->result = 0;
+        servant_begin(&servant, jobs[i]);
+        while (servant.orders->job)
             take();
-        assert_true(control->result);
+        assert_true(servant.orders->result);
     }
 }
 
@@ -595,7 +557,7 @@ static void on_alarm(int signal_number)
     alarms++;
 }
 
-static void work_with_alarms(void)
+static void work_with_alarms(struct orders *orders)
 {
     struct sigaction action = {.sa_handler = on_alarm};
     struct itimerval often = {{0, 500}, {0, 500}}, never = {0};
@@ -603,23 +565,23 @@ static void work_with_alarms(void)
     sigaction(SIGALRM, &action, NULL);
     syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &before, sizeof(before));
     setitimer(ITIMER_REAL, &often, NULL);
-    work();
+    work(orders);
     setitimer(ITIMER_REAL, &never, NULL);
     syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, &after, sizeof(after));
-    control->numbers[2] = (uint64_t)alarms;
-    control->numbers[3] = before == after;
+    orders->numbers[2] = (uint64_t)alarms;
+    orders->numbers[3] = before == after;
 }
 
 static void signals_are_delivered(void **state)
 {
     (void)state;
-    start(work_with_alarms);
+    servant_begin(&servant, work_with_alarms);
     take_while_it_works();
-    assert_true(control->numbers[2] > 20);
-    assert_true(control->numbers[3]);
+    assert_true(servant.orders->numbers[2] > 20);
+    assert_true(servant.orders->numbers[3]);
 }
 
-static void forbid(void)
+static void forbid(struct orders *orders)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -629,7 +591,7 @@ static void forbid(void)
     };
     struct sock_fprog program = {ARRAY_SIZE(code), code};
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    control->result = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+    orders->result = prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 static void a_filter_is_not_asked(void **state)
@@ -638,16 +600,16 @@ static void a_filter_is_not_asked(void **state)
     if (geteuid() != 0)
         test_skip("PTRACE_O_SUSPEND_SECCOMP is for root");
     has_it(forbid);
-    assert_true(control->result && task_has_seccomp_filter(child));
+    assert_true(servant.orders->result && task_has_seccomp_filter(servant.pid));
     take();
     writes(0); /* it lives */
-    assert_true(task_has_seccomp_filter(child));
+    assert_true(task_has_seccomp_filter(servant.pid));
 }
 
 static size_t count_descriptors(void)
 {
     char path[32];
-    snprintf(path, sizeof(path), "/proc/%d/fd", child);
+    snprintf(path, sizeof(path), "/proc/%d/fd", servant.pid);
     size_t count = 0;
     for (int fd = 0; fd < 256; fd++) {
         char name[64], target[64];
@@ -672,26 +634,26 @@ static void nothing_is_left(void **state)
 static void not_when_traced(void **state)
 {
     (void)state;
-    assert_int_equal(ptrace(PTRACE_SEIZE, child, NULL, NULL), 0);
+    assert_int_equal(ptrace(PTRACE_SEIZE, servant.pid, NULL, NULL), 0);
     must_not_take(FAILURE_BUSY, "is traced by");
-    ptrace(PTRACE_INTERRUPT, child, NULL, NULL);
-    waitpid(child, NULL, 0);
-    ptrace(PTRACE_DETACH, child, NULL, NULL);
+    ptrace(PTRACE_INTERRUPT, servant.pid, NULL, NULL);
+    waitpid(servant.pid, NULL, 0);
+    ptrace(PTRACE_DETACH, servant.pid, NULL, NULL);
     take();
 }
 
 static void not_when_stopped(void **state)
 {
     (void)state;
-    kill(child, SIGSTOP);
-    waitpid(child, NULL, WUNTRACED);
+    kill(servant.pid, SIGSTOP);
+    waitpid(servant.pid, NULL, WUNTRACED);
     must_not_take(FAILURE_BUSY, "is stopped by a signal");
-    kill(child, SIGCONT);
+    kill(servant.pid, SIGCONT);
     writes(0);
     take();
 }
 
-static void do_vfork(void)
+static void do_vfork(struct orders *orders)
 {
     pid_t other = (pid_t)syscall(SYS_vfork);
     if (other == 0) {
@@ -705,10 +667,10 @@ static void do_vfork(void)
 static void not_in_vfork(void **state)
 {
     (void)state;
-    start(do_vfork);
+    servant_begin(&servant, do_vfork);
     usleep(100000);
     must_not_take(FAILURE_BUSY, "cannot be stopped");
-    finish();
+    servant_wait(&servant);
     writes(0);
     take();
 }
@@ -716,8 +678,8 @@ static void not_in_vfork(void **state)
 static void not_when_gone(void **state)
 {
     (void)state;
-    kill(child, SIGKILL);
-    waitpid(child, NULL, 0);
+    kill(servant.pid, SIGKILL);
+    waitpid(servant.pid, NULL, 0);
     must_not_take(FAILURE_NOT_FOUND, "has ended");
 }
 
