@@ -123,6 +123,23 @@ void cache_snapshot_restored(struct cache *cache, struct snapshot *snapshot, boo
         daemon_exit(&cache->daemon, 0);
 }
 
+static void cache_void(struct cache *cache, const char *id, uint64_t nonce)
+{
+    struct voided *voided = &cache->voided[cache->voided_next++ % VOIDED_MAX];
+    snprintf(voided->id, sizeof(voided->id), "%s", id);
+    voided->nonce = nonce;
+}
+
+static bool cache_is_void(const struct cache *cache, const struct snapshot *snapshot)
+{
+    for (size_t i = 0; i < VOIDED_MAX; i++) {
+        if (cache->voided[i].nonce == snapshot->nonce &&
+            strcmp(cache->voided[i].id, snapshot->id) == 0)
+            return true;
+    }
+    return false;
+}
+
 static void on_held(struct receiver *receiver, struct snapshot *snapshot, void *user)
 {
     (void)receiver;
@@ -130,7 +147,9 @@ static void on_held(struct receiver *receiver, struct snapshot *snapshot, void *
     char size[24];
     log_info(&peer->cache->daemon.log, "snapshot %s: complete, %u images, %s, from %s",
              snapshot->id, snapshot->images, format_bytes(snapshot->bytes, size), snapshot->host);
-    if (snapshot->restore)
+    if (cache_is_void(peer->cache, snapshot))
+        cache_drop(peer->cache, snapshot, "it has said so on another link");
+    else if (snapshot->restore)
         incoming_begin(peer->cache, snapshot);
 }
 
@@ -182,8 +201,11 @@ static Godwit__Pb__VerdictAck__Standing cache_take_verdict(struct peer *peer,
 {
     struct cache *cache = peer->cache;
     struct snapshot *snapshot = store_find(cache->store, verdict->id);
-    if (!snapshot || snapshot->state == SNAPSHOT_RECEIVING || snapshot->nonce != verdict->nonce)
+    if (!snapshot || snapshot->state == SNAPSHOT_RECEIVING || snapshot->nonce != verdict->nonce) {
+        if (!verdict->commit)
+            cache_void(cache, verdict->id, verdict->nonce);
         return GODWIT__PB__VERDICT_ACK__STANDING__UNKNOWN;
+    }
     if (snapshot->restore) {
         snapshot->origin = peer->link; /* whoever knows the nonce is its source */
         bool runs = snapshot->state == SNAPSHOT_RESTORED;

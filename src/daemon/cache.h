@@ -12,12 +12,22 @@
 #include "daemon/daemon.h"
 #include "migrate/preflight.h"
 #include "store/store.h"
+#include "wire/frame.h"
 #include "wire/tcp.h"
 
 struct peer;
 struct claim;
 struct serve;
 struct incoming;
+
+enum { VOIDED_MAX = 64 };
+
+/* A snapshot that its source has given up before all of it was here: the rest may still lie unread
+ * in a link that the source has left. */
+struct voided {
+    char id[WIRE_ID_MAX + 1];
+    uint64_t nonce;
+};
 
 struct cache {
     struct daemon daemon;
@@ -29,6 +39,8 @@ struct cache {
     struct serve *serves;
     struct incoming *incomings;
     unsigned peer_count;
+    struct voided voided[VOIDED_MAX]; /* the latest */
+    unsigned voided_next;
     bool served;        /* a migration has come to its end */
     uint64_t busy_usec; /* when somebody last brought a connection */
     char *criu;         /* with --accept; NULL: there is none, and criu_error tells why */

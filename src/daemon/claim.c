@@ -26,6 +26,7 @@ struct claim {
     uint64_t since_usec, wait_usec;
     uint64_t token;
     struct snapshot *snapshot; /* NULL: waiting, or over */
+    bool released;             /* criu is about to let the tasks go, or has */
 };
 
 static void claim_free(struct claim *claim)
@@ -266,6 +267,8 @@ bool claim_hook(struct cache *cache, struct client *client, const struct hook_as
             return true;
         } else if (strcmp(ask->action, "post-restore") == 0) {
             cache_set_state(cache, claim->snapshot, SNAPSHOT_STARTED);
+        } else {
+            claim->released = true;
         }
         client_hook(client, HOOK_YES, "");
         return true;
@@ -292,7 +295,7 @@ void claim_exited(struct cache *cache, struct client *client, const struct local
         claim_done(claim);
         return;
     }
-    if (criu_killed_by(status) && snapshot->state == SNAPSHOT_STARTED) {
+    if (criu_killed_by(status) && claim->released) {
         doubt_error(snapshot, &err);
         claim_fail(claim, &err);
         return;

@@ -755,6 +755,23 @@ def test_a_stranger_decides(lane):
     judge(lane, pid, out, status, err, must="moved")
 
 
+def test_given_up_on_another_link(lane):
+    """A source that has given a snapshot up says so on its new link, while the old one's bytes are still on their way."""
+    import socket
+    old, new = (Wire(in_network(lane.a, lambda: socket.create_connection(("10.77.0.2", 9996)))).greet() for _ in range(2))
+    old.send(begin("late"))
+    old.read_until("SNAPSHOT_ACCEPT")
+    new.send(verdict("late", False))
+    new.read_until("VERDICT_ACK")
+    old.send(whole_image(1, "a.img", GOOD) + end(1, 0, len(GOOD)))
+    testbed.wait_for(lambda: "late" not in lane.snapshots(), 3, "the end of the snapshot")
+    old.send(begin("kept", 2) + whole_image(1, "a.img", GOOD, 2) + end(1, 0, len(GOOD), 2))
+    old.read_until("SNAPSHOT_ACK")
+    testbed.wait_for(lambda: lane.snapshots() == {"kept": "held"}, 3, "another snapshot of that link")
+    old.close()
+    new.close()
+
+
 # ---- 3b. a peer that lies: to the proxy ----
 
 class FakeCache:
