@@ -102,7 +102,7 @@ static double read_all(pid_t pid, const struct page_runs *runs, uint8_t *buf)
     int n = page_reader_open(&reader, pid);
     if (n < 0 || (n = digest_begin(&digest)) < 0)
         fail("reading", n);
-    page_reader_begin(&reader, runs);
+    page_reader_begin(&reader, runs, NULL);
     uint64_t began = now_usec(), pages = 0;
     while ((n = page_reader_next(&reader, buf, BATCH_BYTES / PAGE_BYTES, got)) > 0) {
         uint64_t batch = 0;

@@ -9,9 +9,11 @@
 
 #include "base/digest.h"
 #include "base/io.h"
+#include "criu/lazy_areas.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
 #include "criu/process.h"
+#include "pager/map.h"
 
 enum {
     ITEMS_MAX = 100000,
@@ -30,6 +32,7 @@ struct item {
     struct arena arena;
     struct shadow *shadow;
     struct shadow_run run; /* of a space: where the bytes now arriving belong */
+    uint8_t *page_runs;    /* of a space: a frame of them that is arriving */
     uint64_t append_at;    /* of an image: the same */
     uint64_t bytes;
     struct digest digest;
@@ -59,6 +62,7 @@ static struct item *item_free(struct item *item)
     item->shadow = shadow_free(item->shadow);
     arena_drop(&item->arena);
     digest_drop(&item->digest);
+    free(item->page_runs);
     free(item->name);
     free(item);
     return NULL;
@@ -148,6 +152,7 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
     if (!snapshot->command || !snapshot->host)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", begin->id);
     snapshot->restore = begin->restore;
+    snapshot->lazy = begin->restore && begin->lazy;
     if (begin->n_options > 0 && criu_check_options(begin->options, begin->n_options, err) < 0)
         return -1;
     int r = snapshot_set_options(snapshot, begin->options, begin->n_options);
@@ -263,6 +268,20 @@ static int take_image_begin(struct receiver *receiver, const struct frame *frame
     return 0;
 }
 
+/* Memory that is filled in later is not what criu reads: that is taken out of it in the end. */
+static bool is_lazy(const struct receiver *receiver, const struct item *item)
+{
+    return receiver->snapshot->lazy && item->kind == GODWIT__PB__SPACE_BEGIN__KIND__TASK;
+}
+
+static void arena_name(const struct receiver *receiver, const struct item *item, char name[32])
+{
+    if (is_lazy(receiver, item))
+        fill_space_name(name, 32, item->pages_id);
+    else
+        snprintf(name, 32, "pages-%u.img", item->pages_id);
+}
+
 static int take_space_begin(struct receiver *receiver, const struct frame *frame,
                             const ProtobufCMessage *message, struct error *err)
 {
@@ -278,7 +297,7 @@ static int take_space_begin(struct receiver *receiver, const struct frame *frame
     item->id = begin->id;
     item->pages_id = ++receiver->spaces;
     char name[32];
-    snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
+    arena_name(receiver, item, name);
     int r = receiver_charge(receiver, ITEM_CHARGE);
     if (r == 0)
         r = arena_create(&item->arena, receiver->snapshot->imagefd, name,
@@ -319,7 +338,7 @@ static int image_frame_begin(struct receiver *receiver, struct item *item,
 static int pages_frame_begin(struct item *item, const struct frame *frame, struct error *err)
 {
     if (frame->length == 0 || frame->length % PAGE_BYTES || frame->offset % PAGE_BYTES ||
-        frame->flags & ~PAGES_LAZY)
+        frame->flags & ~(PAGES_LAZY | PAGES_EXIST))
         return broken(err, frame, "not whole pages");
     digest_place(&item->digest, frame->offset, frame->length);
     item->run = (struct shadow_run){.vaddr = frame->offset};
@@ -333,8 +352,10 @@ static int pages_at(struct receiver *receiver, struct item *item, const struct f
 {
     uint64_t vaddr = frame->offset + done;
     if (vaddr >= item->run.vaddr + item->run.pages * PAGE_BYTES) {
-        int r = shadow_place(item->shadow, vaddr, (frame->length - done) / PAGE_BYTES,
-                             frame->flags & PAGES_LAZY, &item->run);
+        unsigned flags = (frame->flags & PAGES_LAZY ? SHADOW_LAZY : 0) |
+                         (frame->flags & PAGES_EXIST ? SHADOW_LISTED : 0);
+        int r = shadow_place(item->shadow, vaddr, (frame->length - done) / PAGE_BYTES, flags,
+                             &item->run);
         if (r == -EINVAL)
             return broken(err, frame, "no task has such an address");
         if (r < 0) {
@@ -354,6 +375,37 @@ static void sink(struct receiver *receiver, const struct frame *frame, uint32_t 
     *ret_length = MIN(SINK_BYTES, frame->length - done);
 }
 
+static int runs_frame_begin(struct item *item, const struct frame *frame, struct error *err)
+{
+    if (frame->length % WIRE_RUN_BYTES || frame->offset != 0 ||
+        (frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
+        return broken(err, frame, "not runs of pages");
+    if (!item->page_runs)
+        item->page_runs = malloc(WIRE_BULK_MAX);
+    if (!item->page_runs)
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
+    digest_place(&item->digest, frame->flags, frame->length);
+    return 0;
+}
+
+/* A frame of them is whole. */
+static int take_page_runs(struct receiver *receiver, struct item *item, const struct frame *frame,
+                          struct error *err)
+{
+    for (uint32_t at = 0; at < frame->length; at += WIRE_RUN_BYTES) {
+        uint64_t vaddr = get_le64(item->page_runs + at), pages = get_le64(item->page_runs + at + 8);
+        int r = frame->flags == RUNS_ZERO ? shadow_zero(item->shadow, vaddr, pages)
+                                          : shadow_list(item->shadow, vaddr, pages);
+        if (r == -EINVAL)
+            return broken(err, frame, "no task has such an address");
+        if (r < 0) {
+            receiver_refuse_errno(receiver, r, "pages");
+            return 0;
+        }
+    }
+    return 0;
+}
+
 int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, uint32_t done,
                         void **ret_place, size_t *ret_length, struct error *err)
 {
@@ -361,10 +413,17 @@ int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, ui
         sink(receiver, frame, done, ret_place, ret_length);
         return 0;
     }
-    bool is_space = frame->type == FRAME_PAGES;
+    bool is_space = frame->type != FRAME_IMAGE_DATA;
     struct item *item = receiver_item(receiver, frame, is_space, err);
     if (!item)
         return -1;
+    if (frame->type == FRAME_PAGE_RUNS) {
+        if (done == 0 && runs_frame_begin(item, frame, err) < 0)
+            return -1;
+        *ret_place = item->page_runs + done;
+        *ret_length = frame->length - done;
+        return 0;
+    }
     if (done == 0 && (is_space ? pages_frame_begin(item, frame, err)
                                : image_frame_begin(receiver, item, frame, err)) < 0)
         return -1;
@@ -390,32 +449,116 @@ int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, ui
 int receiver_bulk_landed(struct receiver *receiver, const struct frame *frame, uint32_t done,
                          const void *place, size_t length, struct error *err)
 {
-    (void)done;
     if (receiver->refused)
         return 0;
-    struct item *item = receiver_item(receiver, frame, frame->type == FRAME_PAGES, err);
+    struct item *item = receiver_item(receiver, frame, frame->type != FRAME_IMAGE_DATA, err);
     if (!item)
         return -1;
     digest_bytes(&item->digest, place, length);
     item->bytes += length;
+    if (frame->type == FRAME_PAGE_RUNS && done + length == frame->length)
+        return take_page_runs(receiver, item, frame, err);
     return 0;
 }
 
 /* ---- items end ---- */
 
-/* Moves the charge for a finished file from its arena to the snapshot, which gives it back. */
-static int receiver_keep_file(struct receiver *receiver, struct item *item)
+/* ---- what criu reads of a space ---- */
+
+/* The images of one space that are written from its shadow. */
+struct space_writer {
+    struct receiver *receiver;
+    const struct item *item;
+    struct pagemap_writer *pagemap;
+    struct pagemap_run entry; /* not written yet: what follows may lengthen it */
+    struct arena pages;       /* lazy: those that criu wants at once */
+    struct fill_map_writer map;
+    bool lazy;
+    const struct lazy_areas *areas;
+};
+
+static void writer_add_entry(struct space_writer *writer, uint64_t vaddr, uint64_t pages,
+                             uint32_t flags)
 {
-    int r = arena_seal(&item->arena);
-    if (r < 0)
-        return r;
-    receiver->snapshot->charge += item->arena.room;
-    item->arena = (struct arena){.fd = -EBADF};
+    struct pagemap_run *entry = &writer->entry;
+    if (entry->pages > 0 && entry->vaddr + entry->pages * PAGE_BYTES == vaddr &&
+        entry->flags == flags) {
+        entry->pages += pages;
+        return;
+    }
+    if (entry->pages > 0)
+        pagemap_add(writer->pagemap, entry);
+    *entry = (struct pagemap_run){.vaddr = vaddr, .pages = pages, .flags = flags};
+}
+
+static int copy_out(const struct arena *from, uint64_t at, uint64_t length, struct arena *to)
+{
+    uint64_t offset;
+    int r = arena_append(to, length, &offset);
+    while (r == 0 && length > 0) {
+        off_t in = (off_t)at, out = (off_t)offset;
+        ssize_t n = copy_file_range(from->fd, &in, to->fd, &out, length, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        at += (uint64_t)n;
+        offset += (uint64_t)n;
+        length -= (uint64_t)n;
+    }
+    return r;
+}
+
+/* A run of a task's memory that may be filled in later, in areas where criu leaves that to us. */
+static int writer_add_lazy(struct space_writer *writer, const struct shadow_run *run)
+{
+    uint64_t end = run->vaddr + run->pages * PAGE_BYTES;
+    for (uint64_t vaddr = run->vaddr, next; vaddr < end; vaddr = next) {
+        bool later = lazy_areas_have(writer->areas, vaddr, &next) && run->lazy;
+        next = MIN(next, end);
+        uint64_t pages = (next - vaddr) / PAGE_BYTES, offset = run->offset + (vaddr - run->vaddr);
+        writer_add_entry(writer, vaddr, pages, later ? PAGEMAP_LAZY : PAGEMAP_PRESENT);
+        int r = 0;
+        if (later)
+            fill_map_add(&writer->map, &(struct fill_map_entry){vaddr, pages, offset, run->round});
+        else
+            r = copy_out(&writer->item->arena, offset, next - vaddr, &writer->pages);
+        if (r < 0)
+            return r;
+    }
     return 0;
 }
 
-static int write_pagemap(struct receiver *receiver, const struct item *item)
+static int writer_add_runs(struct space_writer *writer)
 {
+    struct shadow_run run;
+    int r = 0;
+    for (uint64_t vaddr = 0; r == 0 && shadow_next_run(writer->item->shadow, vaddr, &run);
+         vaddr = run.vaddr + run.pages * PAGE_BYTES) {
+        if (writer->lazy)
+            r = writer_add_lazy(writer, &run);
+        else
+            writer_add_entry(writer, run.vaddr, run.pages,
+                             PAGEMAP_PRESENT | (run.lazy ? PAGEMAP_LAZY : 0));
+    }
+    if (r == 0 && writer->entry.pages > 0)
+        pagemap_add(writer->pagemap, &writer->entry);
+    return r;
+}
+
+/* Charges for a file that has been written beside the arenas. */
+static int receiver_charge_file(struct receiver *receiver, const char *name)
+{
+    struct stat st;
+    if (fstatat(receiver->snapshot->imagefd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return -errno;
+    return receiver_charge(receiver, (uint64_t)st.st_size);
+}
+
+static int write_pagemap(struct space_writer *writer)
+{
+    struct receiver *receiver = writer->receiver;
+    const struct item *item = writer->item;
     char name[64];
     snprintf(name, sizeof(name),
              item->kind == GODWIT__PB__SPACE_BEGIN__KIND__TASK ? "pagemap-%llu.img"
@@ -425,28 +568,65 @@ static int write_pagemap(struct receiver *receiver, const struct item *item)
                                     O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return -errno;
-    struct pagemap_writer *writer = pagemap_begin(fd, item->pages_id);
-    if (!writer)
+    writer->pagemap = pagemap_begin(fd, item->pages_id);
+    if (!writer->pagemap)
         return -ENOMEM;
-    struct shadow_run run;
-    for (uint64_t vaddr = 0; shadow_next_run(item->shadow, vaddr, &run);
-         vaddr = run.vaddr + run.pages * PAGE_BYTES) {
-        struct pagemap_run entry = {
-            .vaddr = run.vaddr,
-            .pages = run.pages,
-            .flags = PAGEMAP_PRESENT | (run.lazy ? PAGEMAP_LAZY : 0),
-        };
-        pagemap_add(writer, &entry);
-    }
-    int r = pagemap_finish(writer);
-    struct stat st;
+    int r = writer_add_runs(writer);
+    int finished = pagemap_finish(writer->pagemap);
     if (r == 0)
-        r = fstat(fd, &st) < 0 ? -errno : receiver_charge(receiver, (uint64_t)st.st_size);
+        r = finished;
+    return r < 0 ? r : receiver_charge_file(receiver, name);
+}
+
+/* A file that is finished: its charge is the snapshot's, which gives it back. */
+static int receiver_keep_file(struct receiver *receiver, struct arena *arena)
+{
+    int r = arena_seal(arena);
+    if (r < 0)
+        return r;
+    receiver->snapshot->charge += arena->room;
+    *arena = (struct arena){.fd = -EBADF};
+    return 0;
+}
+
+/* Pagemap, the pages that criu wants at once, and where the pager finds the others. */
+static int write_lazy(struct receiver *receiver, struct item *item, const struct lazy_areas *areas)
+{
+    char name[32];
+    struct space_writer writer = {.receiver = receiver, .item = item, .lazy = true, .areas = areas};
+    snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
+    int r = arena_create(&writer.pages, receiver->snapshot->imagefd, name,
+                         store_budget(receiver->snapshot->store));
+    if (r < 0)
+        return r;
+    r = fill_map_begin(&writer.map, receiver->snapshot->imagefd, (int32_t)item->id, item->pages_id);
+    if (r == 0) {
+        r = write_pagemap(&writer);
+        int finished = fill_map_finish(&writer.map);
+        r = r < 0 ? r : finished;
+    }
+    fill_map_name(name, sizeof(name), (int32_t)item->id);
+    if (r == 0)
+        r = receiver_charge_file(receiver, name);
+    if (r == 0)
+        r = receiver_keep_file(receiver, &writer.pages);
+    arena_drop(&writer.pages);
     return r;
 }
 
-/* A space is whole: its arena becomes the pages image, its shadow the pagemap. */
-static int receiver_end_space(struct receiver *receiver, struct item *item)
+static int receiver_end_lazy(struct receiver *receiver, struct item *item)
+{
+    struct lazy_areas areas = {0};
+    int r = lazy_areas_read(receiver->snapshot->imagefd, item->id, &areas);
+    if (r == -ENOENT && shadow_pages(item->shadow) == 0)
+        r = 0; /* a task that ended before the freeze, of which nothing is left */
+    if (r == 0)
+        r = write_lazy(receiver, item, &areas);
+    lazy_areas_free(&areas);
+    return r;
+}
+
+static int receiver_end_eager(struct receiver *receiver, struct item *item)
 {
     int r = 0;
     if (!shadow_is_ascending(item->shadow)) {
@@ -454,8 +634,32 @@ static int receiver_end_space(struct receiver *receiver, struct item *item)
         snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
         r = shadow_sort(item->shadow, receiver->snapshot->imagefd, name);
     }
-    if (r == 0)
-        r = write_pagemap(receiver, item);
+    struct space_writer writer = {.receiver = receiver, .item = item};
+    return r < 0 ? r : write_pagemap(&writer);
+}
+
+/* A space is whole: its arena becomes the pages image or what is filled in, its shadow the pagemap.
+ */
+static int receiver_end_space(struct receiver *receiver, struct item *item, bool listed)
+{
+    uint64_t missing = listed ? shadow_drop_unlisted(item->shadow) : 0;
+    char image[40];
+    snprintf(image, sizeof(image), "mm-%llu.img", (unsigned long long)item->id);
+    bool lost = listed && shadow_pages(item->shadow) == 0 &&
+                faccessat(receiver->snapshot->imagefd, image, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    if (missing > 0 || lost) {
+        struct error err;
+        if (lost)
+            error_set(&err, FAILURE_PEER, "snapshot %s: task %llu was killed while it stood still",
+                      receiver->id, (unsigned long long)item->id);
+        else
+            error_set(&err, FAILURE_PEER, "snapshot %s: %llu pages of task %llu have not come",
+                      receiver->id, (unsigned long long)missing, (unsigned long long)item->id);
+        receiver_refuse(receiver, &err);
+        return 0;
+    }
+    int r = is_lazy(receiver, item) ? receiver_end_lazy(receiver, item)
+                                    : receiver_end_eager(receiver, item);
     item->shadow = shadow_free(item->shadow);
     return r;
 }
@@ -484,9 +688,11 @@ static int take_item_end(struct receiver *receiver, const struct frame *frame,
     item->ended = true;
     receiver->open--;
     receiver->bytes += item->bytes;
-    int r = is_space ? receiver_end_space(receiver, item) : 0;
+    int r = is_space ? receiver_end_space(receiver, item, end->listed) : 0;
+    if (receiver->refused)
+        return 0; /* and the item is gone */
     if (r == 0)
-        r = receiver_keep_file(receiver, item);
+        r = receiver_keep_file(receiver, &item->arena);
     if (r < 0)
         receiver_refuse_errno(receiver, r, is_space ? "pages" : item->name);
     return 0;
@@ -603,9 +809,22 @@ static int take_snapshot_abort(struct receiver *receiver, const struct frame *fr
     return 0;
 }
 
+static int take_round_end(struct receiver *receiver, const struct frame *frame,
+                          const ProtobufCMessage *message, struct error *err)
+{
+    (void)frame;
+    (void)message;
+    (void)err;
+    for (uint32_t i = 0; i < receiver->count; i++) {
+        if (receiver->items[i]->shadow)
+            shadow_end_round(receiver->items[i]->shadow);
+    }
+    return 0;
+}
+
 static const struct {
     uint16_t type;
-    const ProtobufCMessageDescriptor *message;
+    const ProtobufCMessageDescriptor *message; /* NULL: it has no payload */
     int (*take)(struct receiver *receiver, const struct frame *frame,
                 const ProtobufCMessage *message, struct error *err);
     bool ends_session;
@@ -614,6 +833,7 @@ static const struct {
     {FRAME_IMAGE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
     {FRAME_SPACE_BEGIN, &godwit__pb__space_begin__descriptor, take_space_begin, false},
     {FRAME_SPACE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
+    {FRAME_ROUND_END, NULL, take_round_end, false},
     {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, true},
     {FRAME_SNAPSHOT_ABORT, &godwit__pb__failure__descriptor, take_snapshot_abort, true},
 };
@@ -624,9 +844,10 @@ int receiver_control(struct receiver *receiver, const struct frame *frame, const
     for (size_t i = 0; i < ARRAY_SIZE(takes); i++) {
         if (takes[i].type != frame->type)
             continue;
-        _cleanup_message_ ProtobufCMessage *message =
-            message_unpack(takes[i].message, payload, frame->length, err);
-        if (!message)
+        _cleanup_message_ ProtobufCMessage *message = NULL;
+        if (takes[i].message)
+            message = message_unpack(takes[i].message, payload, frame->length, err);
+        if (takes[i].message && !message)
             return -1;
         if (receiver->refused) {
             receiver->over = takes[i].ends_session;

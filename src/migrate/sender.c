@@ -1,28 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "migrate/sender.h"
-
 #include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
-#include "base/digest.h"
 #include "base/io.h"
-#include "criu/page_server.h"
-
-enum {
-    DOOR_BYTES = 1 << 20, /* buffer of the page door: bounds the proxy's memory per dump */
-    SPACES_MAX = 1 << 16, /* tasks and shared objects of one dump */
-};
-
-/* What is being sent under one item number. */
-struct item {
-    uint32_t number;
-    uint64_t bytes;
-    struct digest digest;
-};
+#include "migrate/doors.h"
 
 struct pipe_door {
     struct link_source source;
@@ -43,47 +27,6 @@ struct directory_door {
     struct item item;
 };
 
-struct space {
-    enum page_server_object kind;
-    uint64_t id;
-    struct item item;
-};
-
-struct page_door {
-    struct link_source source;
-    struct sender *sender;
-    sd_event_source *io;
-    int fd;
-    unsigned form;
-    struct space *spaces;
-    size_t count, room;
-
-    /* buf[start..end) has been read and not been sent; pages of the present run come first */
-    uint8_t *buf;
-    size_t start, end;
-    size_t current; /* index of the space of the present run */
-    uint64_t vaddr, left;
-    bool lazy;
-};
-
-struct sender {
-    sd_event *event;
-    struct link *link;
-    uint32_t session;
-    enum sender_state state;
-    struct error error;
-    const struct sender_ops *ops;
-    void *user;
-
-    struct page_door *pages;
-    struct directory_door *directory;
-    struct pipe_door *pipes;
-    bool finishing, inventory, end_sent;
-
-    uint32_t last_item, images, spaces;
-    uint64_t bytes;
-};
-
 /* ---- items ---- */
 
 static int item_begin(struct sender *sender, struct item *item, uint16_t type,
@@ -98,13 +41,14 @@ static int item_begin(struct sender *sender, struct item *item, uint16_t type,
     return 0;
 }
 
-static void item_end(struct sender *sender, struct item *item, uint16_t type)
+static void item_end(struct sender *sender, struct item *item, uint16_t type, bool listed)
 {
     uint8_t digest[DIGEST_BYTES];
     digest_end(&item->digest, digest);
     Godwit__Pb__ItemEnd message = GODWIT__PB__ITEM_END__INIT;
     message.bytes = item->bytes;
     message.digest = (ProtobufCBinaryData){sizeof(digest), digest};
+    message.listed = listed;
     link_send(sender->link, type, sender->session, item->number, &message.base);
     sender->bytes += item->bytes;
 }
@@ -147,6 +91,108 @@ static ssize_t image_draw(struct sender *sender, struct item *item, int fd,
     return n;
 }
 
+/* ---- memory ---- */
+
+static struct space *space_find(const struct sender *sender, enum space_kind kind, uint64_t id)
+{
+    for (size_t i = sender->space_count; i-- > 0;) {
+        if (sender->spaces[i]->kind == kind && sender->spaces[i]->id == id)
+            return sender->spaces[i];
+    }
+    return NULL;
+}
+
+static int sender_add_space(struct sender *sender, struct space *space)
+{
+    if (sender->space_count == SPACES_MAX)
+        return -E2BIG;
+    if (sender->space_count == sender->space_room) {
+        size_t room = MAX(8, 2 * sender->space_room);
+        struct space **grown = realloc(sender->spaces, room * sizeof(struct space *));
+        if (!grown)
+            return -ENOMEM;
+        sender->spaces = grown;
+        sender->space_room = room;
+    }
+    Godwit__Pb__SpaceBegin message = GODWIT__PB__SPACE_BEGIN__INIT;
+    message.kind = space->kind == SPACE_TASK ? GODWIT__PB__SPACE_BEGIN__KIND__TASK
+                                             : GODWIT__PB__SPACE_BEGIN__KIND__SHARED;
+    message.id = space->id;
+    int r = item_begin(sender, &space->item, FRAME_SPACE_BEGIN, &message.base);
+    if (r == 0)
+        sender->spaces[sender->space_count++] = space;
+    return r;
+}
+
+struct space *sender_space(struct sender *sender, enum space_kind kind, uint64_t id, bool make)
+{
+    struct space *space = space_find(sender, kind, id);
+    if (space || !make)
+        return space;
+    space = calloc(1, sizeof(*space));
+    if (!space)
+        return NULL;
+    *space = (struct space){.kind = kind, .id = id};
+    int r = sender_add_space(sender, space);
+    if (r < 0) {
+        free(space);
+        return errno = -r, NULL;
+    }
+    return space;
+}
+
+/* Adds a frame of a space to a batch, and what is in it to the digest. */
+static bool space_add(struct sender *sender, struct space *space, struct link_batch *batch,
+                      struct frame *frame, uint64_t place, const void *payload)
+{
+    frame->session = sender->session;
+    frame->item = space->item.number;
+    if (!link_batch_add(batch, frame, payload))
+        return false;
+    digest_place(&space->item.digest, place, frame->length);
+    digest_bytes(&space->item.digest, payload, frame->length);
+    space->item.bytes += frame->length;
+    return true;
+}
+
+bool space_add_pages(struct sender *sender, struct space *space, struct link_batch *batch,
+                     uint64_t vaddr, const void *payload, uint64_t pages, uint16_t flags)
+{
+    struct frame frame = {
+        .type = FRAME_PAGES,
+        .flags = flags,
+        .length = (uint32_t)(pages * PAGE_BYTES),
+        .offset = vaddr,
+    };
+    return space_add(sender, space, batch, &frame, vaddr, payload);
+}
+
+bool space_add_runs(struct sender *sender, struct space *space, struct link_batch *batch,
+                    const uint8_t *runs, size_t count, uint16_t flags)
+{
+    struct frame frame = {
+        .type = FRAME_PAGE_RUNS, .flags = flags, .length = (uint32_t)(count * WIRE_RUN_BYTES)};
+    return space_add(sender, space, batch, &frame, flags, runs);
+}
+
+static void sender_end_spaces(struct sender *sender)
+{
+    for (size_t i = 0; i < sender->space_count; i++)
+        item_end(sender, &sender->spaces[i]->item, FRAME_SPACE_END, sender->spaces[i]->listed);
+    sender->spaces_sent += (uint32_t)sender->space_count;
+}
+
+static void sender_free_spaces(struct sender *sender)
+{
+    for (size_t i = 0; i < sender->space_count; i++) {
+        digest_drop(&sender->spaces[i]->item.digest);
+        free(sender->spaces[i]);
+    }
+    free(sender->spaces);
+    sender->spaces = NULL;
+    sender->space_count = sender->space_room = 0;
+}
+
 /* ---- the end of it ---- */
 
 static struct pipe_door *pipe_door_free(struct pipe_door *door)
@@ -174,30 +220,17 @@ static struct directory_door *directory_door_free(struct directory_door *door)
     return NULL;
 }
 
-static struct page_door *page_door_free(struct page_door *door)
-{
-    if (!door)
-        return NULL;
-    link_source_remove(&door->source);
-    sd_event_source_disable_unref(door->io);
-    close_fd(door->fd);
-    for (size_t i = 0; i < door->count; i++)
-        digest_drop(&door->spaces[i].item.digest);
-    free(door->spaces);
-    free(door->buf);
-    free(door);
-    return NULL;
-}
-
 static void sender_close_doors(struct sender *sender)
 {
     sender->pages = page_door_free(sender->pages);
+    sender->rounds = rounds_door_close(sender->rounds);
     sender->directory = directory_door_free(sender->directory);
     while (sender->pipes) {
         struct pipe_door *door = sender->pipes;
         sender->pipes = door->next;
         pipe_door_free(door);
     }
+    sender_free_spaces(sender);
 }
 
 static void sender_enter(struct sender *sender, enum sender_state state)
@@ -220,21 +253,23 @@ void sender_fail(struct sender *sender, const struct error *err)
     sender_enter(sender, SENDER_FAILED);
 }
 
-static void sender_fail_errno(struct sender *sender, int error_number, const char *what)
+void sender_fail_errno(struct sender *sender, int error_number, const char *what)
 {
     struct error err;
     error_set_errno(&err, FAILURE_SYSTEM, error_number, "%s", what);
     sender_fail(sender, &err);
 }
 
-static void sender_check_end(struct sender *sender)
+void sender_check_end(struct sender *sender)
 {
     if (!sender->finishing || sender->state != SENDER_SENDING || sender->pages ||
-        sender->directory || sender->pipes)
+        rounds_door_is_busy(sender->rounds) || sender->directory || sender->pipes)
         return;
+    sender_end_spaces(sender);
+    sender_free_spaces(sender);
     Godwit__Pb__SnapshotEnd message = GODWIT__PB__SNAPSHOT_END__INIT;
     message.images = sender->images;
-    message.spaces = sender->spaces;
+    message.spaces = sender->spaces_sent;
     message.bytes = sender->bytes;
     link_send(sender->link, FRAME_SNAPSHOT_END, sender->session, 0, &message.base);
     sender->end_sent = true;
@@ -253,8 +288,7 @@ static bool sender_is_open(const struct sender *sender)
     return sender->link && sender->state <= SENDER_SENDING && !sender->finishing;
 }
 
-/* Memory for a door behind |fd|.  NULL with errno set, and the descriptor is closed. */
-static void *door_new(const struct sender *sender, size_t size, int fd)
+void *door_new(const struct sender *sender, size_t size, int fd)
 {
     void *door = sender_is_open(sender) ? calloc(1, size) : NULL;
     if (!door) {
@@ -299,7 +333,7 @@ static bool pipe_fill(struct link_source *source, struct link_batch *batch)
     } else if (n < 0) {
         sender_fail_errno(sender, (int)n, "reading an image from criu");
     } else {
-        item_end(sender, &door->item, FRAME_IMAGE_END);
+        item_end(sender, &door->item, FRAME_IMAGE_END, false);
         pipe_door_close(door);
     }
     return false;
@@ -347,7 +381,7 @@ static bool directory_fill(struct link_source *source, struct link_batch *batch)
     if (door->fd >= 0) {
         n = image_draw(sender, &door->item, door->fd, batch);
         if (n == 0) {
-            item_end(sender, &door->item, FRAME_IMAGE_END);
+            item_end(sender, &door->item, FRAME_IMAGE_END, false);
             door->fd = close_fd(door->fd);
         }
     } else if (door->next < door->count) {
@@ -411,229 +445,6 @@ int sender_open_directory(struct sender *sender, int dirfd)
     }
     sender->directory = door;
     link_source_ready(sender->link, &door->source);
-    return 0;
-}
-
-/* ---- the page door ---- */
-
-static int on_page_door(sd_event_source *source, int fd, uint32_t events, void *user)
-{
-    (void)source;
-    (void)fd;
-    (void)events;
-    struct page_door *door = user;
-    link_source_ready(door->sender->link, &door->source);
-    return 0;
-}
-
-/* criu waits for these answers, of 1 or 4 bytes: a socket that has no room for them is broken. */
-static int page_door_answer(struct page_door *door, const void *answer, size_t length)
-{
-    ssize_t n = send(door->fd, answer, length, MSG_DONTWAIT | MSG_NOSIGNAL);
-    return n == (ssize_t)length ? 0 : n < 0 ? -errno : -EIO;
-}
-
-static struct space *page_door_find(struct page_door *door, enum page_server_object kind,
-                                    uint64_t id)
-{
-    for (size_t i = door->count; i-- > 0;) {
-        if (door->spaces[i].kind == kind && door->spaces[i].id == id)
-            return &door->spaces[i];
-    }
-    return NULL;
-}
-
-static int page_door_open_space(struct page_door *door, const struct page_server_request *request)
-{
-    if (page_door_find(door, request->kind, request->id))
-        return 0;
-    if (door->count == SPACES_MAX)
-        return -E2BIG;
-    if (door->count == door->room) {
-        size_t room = MAX(8, 2 * door->room);
-        struct space *grown = realloc(door->spaces, room * sizeof(*grown));
-        if (!grown)
-            return -ENOMEM;
-        door->spaces = grown;
-        door->room = room;
-    }
-    struct space *space = &door->spaces[door->count];
-    *space = (struct space){.kind = request->kind, .id = request->id};
-    Godwit__Pb__SpaceBegin message = GODWIT__PB__SPACE_BEGIN__INIT;
-    message.kind = request->kind == PAGE_SERVER_TASK ? GODWIT__PB__SPACE_BEGIN__KIND__TASK
-                                                     : GODWIT__PB__SPACE_BEGIN__KIND__SHARED;
-    message.id = request->id;
-    int r = item_begin(door->sender, &space->item, FRAME_SPACE_BEGIN, &message.base);
-    if (r < 0)
-        return r;
-    door->count++;
-    door->sender->spaces++;
-    return 0;
-}
-
-/* The door closes, all its spaces are whole. */
-static int page_door_close(struct page_door *door)
-{
-    struct sender *sender = door->sender;
-    int32_t status = 0;
-    int r = page_door_answer(door, &status, sizeof(status));
-    if (r < 0)
-        return r;
-    for (size_t i = 0; i < door->count; i++)
-        item_end(sender, &door->spaces[i].item, FRAME_SPACE_END);
-    sender->pages = page_door_free(door);
-    sender_check_end(sender);
-    return 0;
-}
-
-static int page_door_begin_run(struct page_door *door, const struct page_server_request *request)
-{
-    struct space *space = page_door_find(door, request->kind, request->id);
-    if (!space || !(request->flags & PAGEMAP_PRESENT))
-        return -EPROTO; /* never opened; or a hole, and no parent was promised */
-    door->current = (size_t)(space - door->spaces);
-    door->vaddr = request->vaddr;
-    door->left = request->pages;
-    door->lazy = request->flags & PAGEMAP_LAZY;
-    return 0;
-}
-
-/* Puts the pages that are in the buffer into the batch.  False when nothing could be put. */
-static bool page_door_add_pages(struct page_door *door, struct link_batch *batch)
-{
-    struct space *space = &door->spaces[door->current];
-    uint64_t pages = MIN(door->left, (door->end - door->start) / PAGE_BYTES);
-    if (pages == 0)
-        return false;
-    struct frame frame = {
-        .type = FRAME_PAGES,
-        .flags = door->lazy ? PAGES_LAZY : 0,
-        .length = (uint32_t)(pages * PAGE_BYTES),
-        .session = door->sender->session,
-        .item = space->item.number,
-        .offset = door->vaddr,
-    };
-    if (!link_batch_add(batch, &frame, door->buf + door->start))
-        return false;
-    digest_place(&space->item.digest, door->vaddr, frame.length);
-    digest_bytes(&space->item.digest, door->buf + door->start, frame.length);
-    space->item.bytes += frame.length;
-    door->start += frame.length;
-    door->vaddr += frame.length;
-    door->left -= pages;
-    return true;
-}
-
-enum page_step { STEP_ON, STEP_ENOUGH, STEP_NEED_BYTES, STEP_CLOSED };
-
-/* One header or one piece of a run out of the buffer.  A step, or a negative errno with *err. */
-static int page_door_step(struct page_door *door, struct link_batch *batch, struct error *err)
-{
-    if (door->left > 0) {
-        if (page_door_add_pages(door, batch))
-            return STEP_ON;
-        return door->end - door->start >= PAGE_BYTES ? STEP_ENOUGH : STEP_NEED_BYTES;
-    }
-    struct page_server_request request;
-    int n = page_server_parse(&door->form, door->buf + door->start, door->end - door->start,
-                              &request, err);
-    if (n <= 0)
-        return n == 0 ? STEP_NEED_BYTES : n;
-    /* A batch goes out before the control frames of the same turn, so these begin a new one. */
-    if (request.command != PAGE_SERVER_ADD && batch->frames > 0)
-        return STEP_ENOUGH;
-    door->start += (size_t)n;
-
-    int r;
-    int32_t no_parent = 0;
-    switch (request.command) {
-    case PAGE_SERVER_ADD:
-        r = page_door_begin_run(door, &request);
-        break;
-    case PAGE_SERVER_PARENT:
-        r = page_door_answer(door, &no_parent, sizeof(no_parent));
-        break;
-    case PAGE_SERVER_OPEN:
-        r = page_door_open_space(door, &request);
-        if (r == 0)
-            r = page_door_answer(door, &no_parent, 1);
-        break;
-    default: /* the parser lets only the two closes through */
-        r = page_door_close(door);
-        return r < 0 ? error_set_errno(err, FAILURE_CRIU, r, "closing criu's page connection"),
-               r     : STEP_CLOSED;
-    }
-    if (r < 0) {
-        error_set_errno(err, FAILURE_CRIU, r, "criu's page connection, command %u",
-                        request.command);
-        return r;
-    }
-    return request.command == PAGE_SERVER_ADD ? STEP_ON : STEP_ENOUGH;
-}
-
-/* Reads more behind what is left in the buffer.  Bytes, or a negative errno; -ENODATA at the end.
- */
-static ssize_t page_door_read(struct page_door *door)
-{
-    memmove(door->buf, door->buf + door->start, door->end - door->start);
-    door->end -= door->start;
-    door->start = 0;
-    ssize_t n;
-    do {
-        n = recv(door->fd, door->buf + door->end, DOOR_BYTES - door->end, MSG_DONTWAIT);
-    } while (n < 0 && errno == EINTR);
-    if (n <= 0)
-        return n < 0 ? -errno : -ENODATA;
-    door->end += (size_t)n;
-    return n;
-}
-
-static bool page_fill(struct link_source *source, struct link_batch *batch)
-{
-    struct page_door *door = (struct page_door *)source;
-    struct sender *sender = door->sender;
-    struct error err;
-    int step = STEP_ON;
-    while (step == STEP_ON)
-        step = page_door_step(door, batch, &err);
-    if (step < 0) {
-        sender_fail(sender, &err);
-        return false;
-    }
-    if (step == STEP_CLOSED)
-        return false;
-    /* Reading moves the buffer under a batch, so a batch goes first. */
-    if (step == STEP_ENOUGH || batch->frames > 0)
-        return true;
-
-    ssize_t n = page_door_read(door);
-    if (n > 0)
-        return true;
-    if (n == -EAGAIN) {
-        sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
-        return false;
-    }
-    error_set(&err, FAILURE_CRIU, "criu closed its page connection before it was done");
-    sender_fail(sender, &err);
-    return false;
-}
-
-int sender_open_page_door(struct sender *sender, int fd)
-{
-    struct page_door *door = door_new(sender, sizeof(*door), fd);
-    if (!door)
-        return -errno;
-    *door = (struct page_door){.source.fill = page_fill, .sender = sender, .fd = fd};
-    door->buf = aligned_alloc(PAGE_BYTES, DOOR_BYTES);
-    int r = door->buf ? sd_event_add_io(sender->event, &door->io, fd, EPOLLIN, on_page_door, door)
-                      : -ENOMEM;
-    if (r >= 0)
-        r = sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
-    if (r < 0) {
-        page_door_free(door);
-        return r;
-    }
-    sender->pages = door;
     return 0;
 }
 
@@ -723,10 +534,8 @@ uint32_t sender_session(const struct sender *sender)
 uint64_t sender_bytes(const struct sender *sender)
 {
     uint64_t bytes = sender->bytes;
-    if (sender->pages) {
-        for (size_t i = 0; i < sender->pages->count; i++)
-            bytes += sender->pages->spaces[i].item.bytes;
-    }
+    for (size_t i = 0; i < sender->space_count; i++)
+        bytes += sender->spaces[i]->item.bytes;
     return bytes;
 }
 

@@ -10,9 +10,13 @@
 
 struct chunk {
     uint64_t vaddr;
-    uint64_t present[CHUNK_WORDS];
+    uint64_t placed[CHUNK_WORDS];  /* it has a place in the arena */
+    uint64_t present[CHUNK_WORDS]; /* and its content is there */
+    uint64_t zero[CHUNK_WORDS];    /* it is full of zeros; never present as well */
     uint64_t lazy[CHUNK_WORDS];
-    uint32_t where[CHUNK_PAGES]; /* page number in the arena, where present */
+    uint64_t listed[CHUNK_WORDS];
+    uint32_t where[CHUNK_PAGES]; /* page number in the arena, where placed */
+    uint8_t round[CHUNK_PAGES];  /* where present */
 };
 
 struct shadow {
@@ -21,6 +25,7 @@ struct shadow {
     size_t count, room;
     size_t last; /* where the latest look-up ended: look-ups mostly go upwards */
     uint64_t pages;
+    uint8_t round; /* of what arrives now */
 };
 
 static bool bit_get(const uint64_t *bits, unsigned i)
@@ -110,7 +115,7 @@ static struct chunk *shadow_chunk(struct shadow *shadow, uint64_t vaddr, int *re
     return shadow_insert(shadow, at, start, ret_error);
 }
 
-/* Appends the absent pages [first, end) of a chunk to the arena. */
+/* Appends the pages [first, end) of a chunk, which have no place, to the arena. */
 static int chunk_append(struct shadow *shadow, struct chunk *chunk, unsigned first, unsigned end)
 {
     uint64_t offset;
@@ -121,17 +126,32 @@ static int chunk_append(struct shadow *shadow, struct chunk *chunk, unsigned fir
         return -EFBIG;
     for (unsigned i = first; i < end; i++) {
         chunk->where[i] = (uint32_t)(offset >> PAGE_SHIFT) + (i - first);
-        bit_set(chunk->present, i, true);
+        bit_set(chunk->placed, i, true);
     }
-    shadow->pages += end - first;
     return 0;
 }
 
-int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, bool lazy,
+static bool are_addresses(uint64_t vaddr, uint64_t pages)
+{
+    return vaddr % PAGE_BYTES == 0 && pages > 0 && vaddr < VADDR_END &&
+           pages <= (VADDR_END - vaddr) / PAGE_BYTES;
+}
+
+static void chunk_arrive(struct shadow *shadow, struct chunk *chunk, unsigned i, unsigned flags)
+{
+    shadow->pages += !bit_get(chunk->present, i);
+    bit_set(chunk->present, i, true);
+    bit_set(chunk->zero, i, false);
+    bit_set(chunk->lazy, i, flags & SHADOW_LAZY);
+    if (flags & SHADOW_LISTED)
+        bit_set(chunk->listed, i, true);
+    chunk->round[i] = shadow->round;
+}
+
+int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, unsigned flags,
                  struct shadow_run *ret)
 {
-    if (vaddr % PAGE_BYTES || pages == 0 || vaddr >= VADDR_END ||
-        pages > (VADDR_END - vaddr) / PAGE_BYTES)
+    if (!are_addresses(vaddr, pages))
         return -EINVAL;
     int r = 0;
     struct chunk *chunk = shadow_chunk(shadow, vaddr, &r);
@@ -140,9 +160,9 @@ int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, bool laz
 
     unsigned first = (unsigned)(vaddr % CHUNK_BYTES >> PAGE_SHIFT);
     unsigned limit = (unsigned)MIN(first + pages, CHUNK_PAGES);
-    bool known = bit_get(chunk->present, first);
+    bool known = bit_get(chunk->placed, first);
     unsigned end = first + 1;
-    while (end < limit && bit_get(chunk->present, end) == known &&
+    while (end < limit && bit_get(chunk->placed, end) == known &&
            (!known || chunk->where[end] == chunk->where[end - 1] + 1))
         end++;
     if (!known) {
@@ -151,14 +171,79 @@ int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, bool laz
             return r;
     }
     for (unsigned i = first; i < end; i++)
-        bit_set(chunk->lazy, i, lazy);
+        chunk_arrive(shadow, chunk, i, flags);
     *ret = (struct shadow_run){
         .vaddr = vaddr,
         .pages = end - first,
         .offset = (uint64_t)chunk->where[first] << PAGE_SHIFT,
-        .lazy = lazy,
+        .lazy = flags & SHADOW_LAZY,
+        .round = shadow->round,
     };
     return 0;
+}
+
+/* Calls each() for every page of a range. */
+static int for_pages(struct shadow *shadow, uint64_t vaddr, uint64_t pages,
+                     void (*each)(struct shadow *shadow, struct chunk *chunk, unsigned i))
+{
+    if (!are_addresses(vaddr, pages))
+        return -EINVAL;
+    while (pages > 0) {
+        int r = 0;
+        struct chunk *chunk = shadow_chunk(shadow, vaddr, &r);
+        if (!chunk)
+            return r;
+        unsigned first = (unsigned)(vaddr % CHUNK_BYTES >> PAGE_SHIFT);
+        unsigned end = (unsigned)MIN(first + pages, CHUNK_PAGES);
+        for (unsigned i = first; i < end; i++)
+            each(shadow, chunk, i);
+        pages -= end - first;
+        vaddr += (uint64_t)(end - first) * PAGE_BYTES;
+    }
+    return 0;
+}
+
+static void page_zero(struct shadow *shadow, struct chunk *chunk, unsigned i)
+{
+    shadow->pages -= bit_get(chunk->present, i);
+    bit_set(chunk->present, i, false);
+    bit_set(chunk->zero, i, true);
+}
+
+int shadow_zero(struct shadow *shadow, uint64_t vaddr, uint64_t pages)
+{
+    return for_pages(shadow, vaddr, pages, page_zero);
+}
+
+static void page_list(struct shadow *shadow, struct chunk *chunk, unsigned i)
+{
+    (void)shadow;
+    bit_set(chunk->listed, i, true);
+}
+
+int shadow_list(struct shadow *shadow, uint64_t vaddr, uint64_t pages)
+{
+    return for_pages(shadow, vaddr, pages, page_list);
+}
+
+void shadow_end_round(struct shadow *shadow)
+{
+    shadow->round += shadow->round < UINT8_MAX;
+}
+
+uint64_t shadow_drop_unlisted(struct shadow *shadow)
+{
+    uint64_t missing = 0;
+    for (size_t c = 0; c < shadow->count; c++) {
+        struct chunk *chunk = shadow->chunks[c];
+        for (unsigned w = 0; w < CHUNK_WORDS; w++) {
+            uint64_t known = chunk->present[w] | chunk->zero[w];
+            missing += (unsigned)__builtin_popcountll(chunk->listed[w] & ~known);
+            shadow->pages -= (unsigned)__builtin_popcountll(chunk->present[w] & ~chunk->listed[w]);
+            chunk->present[w] &= chunk->listed[w];
+        }
+    }
+    return missing;
 }
 
 /* Lengthens a run into the pages of one chunk from page |first| on.  Whether it reached the end. */
@@ -167,7 +252,7 @@ static bool run_extend(struct shadow_run *run, const struct chunk *chunk, unsign
     for (unsigned i = first; i < CHUNK_PAGES; i++) {
         uint64_t offset = (uint64_t)chunk->where[i] << PAGE_SHIFT;
         if (!bit_get(chunk->present, i) || bit_get(chunk->lazy, i) != run->lazy ||
-            offset != run->offset + run->pages * PAGE_BYTES)
+            chunk->round[i] != run->round || offset != run->offset + run->pages * PAGE_BYTES)
             return false;
         run->pages++;
     }
@@ -195,6 +280,7 @@ bool shadow_next_run(const struct shadow *shadow, uint64_t vaddr, struct shadow_
         .vaddr = chunk->vaddr + (uint64_t)first * PAGE_BYTES,
         .offset = (uint64_t)chunk->where[first] << PAGE_SHIFT,
         .lazy = bit_get(chunk->lazy, first),
+        .round = chunk->round[first],
     };
     while (run_extend(&run, chunk, first) && ++at < shadow->count &&
            shadow->chunks[at]->vaddr == chunk->vaddr + CHUNK_BYTES) {
@@ -257,8 +343,10 @@ static void shadow_renumber(struct shadow *shadow)
     uint32_t next = 0;
     for (size_t c = 0; c < shadow->count; c++) {
         for (unsigned i = 0; i < CHUNK_PAGES; i++) {
-            if (bit_get(shadow->chunks[c]->present, i))
+            bool present = bit_get(shadow->chunks[c]->present, i);
+            if (present)
                 shadow->chunks[c]->where[i] = next++;
+            bit_set(shadow->chunks[c]->placed, i, present);
         }
     }
 }

@@ -12,7 +12,10 @@
  * arrival
  *
  * A page that arrives again lands on its old place: the newest wins, nothing is chained, and any
- * number of rounds costs the memory of one.  A chunk costs 2.2 KiB besides its pages, however few.
+ * number of rounds costs the memory of one.  A chunk costs 2.9 KiB besides its pages, however few.
+ *
+ * Of a page that has come without its content it is known that it is full of zeros, and it takes no
+ * room.  In the end a source may list the pages that exist: what is here and not listed is dropped.
  *
  * Why "where" and not a 2 MiB slot with each page at its own offset (the first plan): CRIU sends
  * pages in ascending order, so the arena of an ordinary dump *is* the pages image that
@@ -32,6 +35,13 @@ struct shadow_run {
     uint64_t pages;
     uint64_t offset; /* bytes into the arena */
     bool lazy;
+    uint8_t round; /* in which it came last */
+};
+
+/* What is said of pages that arrive. */
+enum {
+    SHADOW_LAZY = 1,   /* a lazy restore may leave them for later */
+    SHADOW_LISTED = 2, /* they exist in the end */
 };
 
 struct shadow;
@@ -46,12 +56,23 @@ struct shadow *shadow_free(struct shadow *shadow);
  * shadow are appended to the arena.  0, -EDQUOT over the budget, -EINVAL for an address that no
  * task can have, or another negative errno.
  */
-int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, bool lazy,
+int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, unsigned flags,
                  struct shadow_run *ret);
 
+/* Pages that are full of zeros from now on, and pages that exist in the end.  Errors as above; some
+ * may have been taken then. */
+int shadow_zero(struct shadow *shadow, uint64_t vaddr, uint64_t pages);
+int shadow_list(struct shadow *shadow, uint64_t vaddr, uint64_t pages);
+
+/* What comes from now on is of a later round.  Behind round 255 all are of that. */
+void shadow_end_round(struct shadow *shadow);
+
+/* Drops the pages that are not listed.  How many pages are listed of which nothing is known. */
+uint64_t shadow_drop_unlisted(struct shadow *shadow);
+
 /*
- * The first run at or above vaddr: pages present, in ascending order, of one kind and together in
- * the arena.  False when there is none.
+ * The first run at or above vaddr: pages present, in ascending order, of one kind and round and
+ * together in the arena.  False when there is none.
  */
 bool shadow_next_run(const struct shadow *shadow, uint64_t vaddr, struct shadow_run *ret);
 

@@ -237,8 +237,8 @@ static void snapshot_print_about(const struct snapshot *snapshot, FILE *out)
             snapshot->images, snapshot->host, snapshot->command);
     if (!snapshot->restore)
         return;
-    fprintf(out, "restore=1\ntold_prepared=%d\ntoken=%llu\n", snapshot->told_prepared,
-            (unsigned long long)snapshot->token);
+    fprintf(out, "restore=1\nlazy=%d\ntold_prepared=%d\ntoken=%llu\n", snapshot->lazy,
+            snapshot->told_prepared, (unsigned long long)snapshot->token);
     for (char **option = snapshot->options; option && *option; option++)
         fprintf(out, "option=%s\n", *option);
 }
@@ -377,6 +377,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         snapshot->kept = number;
     else if (strcmp(line, "restore") == 0)
         snapshot->restore = number;
+    else if (strcmp(line, "lazy") == 0)
+        snapshot->lazy = number;
     else if (strcmp(line, "told_prepared") == 0)
         snapshot->told_prepared = number;
     else if (strcmp(line, "token") == 0)

@@ -54,6 +54,7 @@ struct snapshot {
     int dirfd;                    /* of ID/ */
     int imagefd;                  /* of ID/images/ */
     bool restore;                 /* by a migration: restored without being asked for */
+    bool lazy;                    /* and it starts before its memory is filled in (src/pager) */
     bool told_prepared;           /* and the source may have heard that it is prepared */
     char **options;               /* for that criu restore, ended by NULL; NULL: none */
     uint64_t token;               /* of that restore's hook */

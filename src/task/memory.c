@@ -130,9 +130,11 @@ void page_reader_close(struct page_reader *reader)
     reader->mem_fd = close_fd(reader->mem_fd);
 }
 
-void page_reader_begin(struct page_reader *reader, const struct page_runs *runs)
+void page_reader_begin(struct page_reader *reader, const struct page_runs *runs,
+                       struct page_runs *missed)
 {
     reader->runs = runs;
+    reader->missed = missed;
     reader->next = 0;
     reader->skip = 0;
 }
@@ -196,6 +198,9 @@ int page_reader_next(struct page_reader *reader, void *buf, uint64_t pages, stru
                 pread(reader->mem_fd, buf, ret[0].pages * PAGE_BYTES, (off_t)ret[0].start);
             n = bytes < 0 ? 0 : bytes / PAGE_BYTES;
         }
+        if (n == 0 && reader->missed &&
+            page_runs_add(reader->missed, ret[0].start, 1, ret[0].anonymous) < 0)
+            return -ENOMEM;
         advance(reader, MAX((uint64_t)n, 1));
         size_t read = 0;
         for (uint64_t left = (uint64_t)n; left > 0; read++) {

@@ -63,21 +63,23 @@ struct page_reader {
     pid_t pid;
     int mem_fd; /* /proc/PID/mem, for what the process itself may not read */
     const struct page_runs *runs;
-    size_t next;   /* run */
-    uint64_t skip; /* pages of it that are done */
+    struct page_runs *missed; /* where pages that could not be read are told; NULL: nowhere */
+    size_t next;              /* run */
+    uint64_t skip;            /* pages of it that are done */
 };
 
 /* Opens; -errno when the process has gone. */
 int page_reader_open(struct page_reader *reader, pid_t pid);
 void page_reader_close(struct page_reader *reader);
 
-/* Goes through these next; they are borrowed. */
-void page_reader_begin(struct page_reader *reader, const struct page_runs *runs);
+/* Goes through these next; they are borrowed, as is |missed|, which may be NULL. */
+void page_reader_begin(struct page_reader *reader, const struct page_runs *runs,
+                       struct page_runs *missed);
 
 /*
  * Reads the next pages, at most |pages| and READ_RUNS_MAX runs, one behind the other into buf, and
  * says in ret, an array of READ_RUNS_MAX, which they are.  Number of runs; 0 when all have been
- * read; or a negative errno (-ESRCH: the process has ended).  Pages that are not there any more are
- * left out.
+ * read; or a negative errno (-ESRCH: the process has ended).  Pages that are not there any more, or
+ * cannot be read, are left out and added to what is missed.
  */
 int page_reader_next(struct page_reader *reader, void *buf, uint64_t pages, struct page_run *ret);

@@ -130,6 +130,20 @@ void task_command(pid_t pid, char *buf, size_t size)
     }
 }
 
+pid_t task_inner_pid(pid_t pid)
+{
+    FILE *file = open_proc(pid, "status");
+    char line[256];
+    pid_t inner = 0;
+    while (file && inner == 0 && fgets(line, sizeof(line), file)) {
+        if (strncmp(line, "NSpid:", 6) == 0)
+            inner = atoi(strrchr(line, '\t') + 1); /* a tab stands before each number */
+    }
+    if (file)
+        fclose(file);
+    return inner;
+}
+
 /* ---- trees ---- */
 
 /* A growing list of process ids, in which those from `next` on have not been looked into. */
@@ -188,6 +202,19 @@ static int pid_list_fill(struct pid_list *list, pid_t root)
     while (r == 0 && list->next < list->count)
         r = pid_list_look_into(list, list->pids[list->next++]);
     return r;
+}
+
+int task_list_tree(pid_t root, pid_t **ret, size_t *ret_count)
+{
+    struct pid_list list = {0};
+    int r = pid_list_fill(&list, root);
+    if (r < 0) {
+        free(list.pids);
+        return r;
+    }
+    *ret = list.pids;
+    *ret_count = list.count;
+    return 0;
 }
 
 static int task_tree_open_list(struct task_tree *tree, const struct pid_list *list)

@@ -48,6 +48,14 @@ void task_command(pid_t pid, char *buf, size_t size);
  * tells a process from a later one of the same number.  0 when there is none. */
 uint64_t task_started(pid_t pid);
 
+/* The number of a process in the innermost pid namespace that it is in, by which criu calls it; 0
+ * when there is none. */
+pid_t task_inner_pid(pid_t pid);
+
+/* The processes of a tree, |root| first, as they are found while it runs.  0 with *ret to be freed,
+ * or a negative errno. */
+int task_list_tree(pid_t root, pid_t **ret, size_t *ret_count);
+
 /* Descriptors (pidfds) of all processes of a tree. */
 struct task_tree {
     int *fds;

@@ -29,6 +29,7 @@ enum {
     IS_PRESENT = 1 << 3,
     IS_SWAPPED = 1 << 4,
     IS_ZERO_PAGE = 1 << 5, /* the kernel's own, PAGE_IS_PFNZERO */
+    IS_GUARD = 1 << 8,     /* of MADV_GUARD_INSTALL; told from Linux 6.15 on */
 
     FEATURE_SHMEM = 1 << 12, /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM */
     FEATURE_UNPOPULATED = 1 << 13,
@@ -36,6 +37,20 @@ enum {
 
     REGIONS = 4096,
 };
+
+/* Whether the kernel knows a category of pages. */
+static bool knows(const struct tracker *tracker, uint64_t category)
+{
+    struct pagemap_scan ask = {
+        .size = sizeof(ask),
+        .end = PAGE_BYTES,
+        .vec = (uintptr_t)tracker->regions,
+        .vec_len = REGIONS,
+        .anyof_mask = category,
+        .return_mask = category,
+    };
+    return ioctl(tracker->pagemap, SCAN, &ask) >= 0;
+}
 
 int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
 {
@@ -54,6 +69,7 @@ int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
     tracker->uffd = task_take_userfaultfd(pid, &tracker->stopped_nsec, err);
     struct uffdio_api api = {.api = UFFD_API,
                              .features = FEATURE_SHMEM | FEATURE_UNPOPULATED | FEATURE_ASYNC};
+    tracker->never = IS_FILE | IS_ZERO_PAGE | (knows(tracker, IS_GUARD) ? IS_GUARD : 0);
     if (tracker->uffd >= 0 && ioctl(tracker->uffd, UFFDIO_API, &api) == 0)
         return 0;
     if (tracker->uffd >= 0)
@@ -89,7 +105,9 @@ static int check_alive(const struct tracker *tracker)
 static int scan(struct tracker *tracker, const struct memory_area *area, uint64_t flags,
                 uint64_t written, struct page_runs *runs)
 {
-    /* What criu takes: neither of a file, nor the page of zeros that reading had mapped. */
+    /* What criu takes: neither of a file, nor the page of zeros that reading had mapped, nor a
+     * guard.
+     */
     struct pagemap_scan ask = {
         .size = sizeof(ask),
         .flags = flags,
@@ -97,8 +115,8 @@ static int scan(struct tracker *tracker, const struct memory_area *area, uint64_
         .end = area->end,
         .vec = (uintptr_t)tracker->regions,
         .vec_len = REGIONS,
-        .inverted = IS_FILE | IS_ZERO_PAGE,
-        .mask = IS_FILE | IS_ZERO_PAGE | written,
+        .inverted = tracker->never,
+        .mask = tracker->never | written,
         .anyof_mask = IS_PRESENT | IS_SWAPPED,
         .return_mask = IS_PRESENT,
     };

@@ -25,6 +25,7 @@ struct tracker {
     pid_t pid;
     int uffd, pagemap;
     struct page_region *regions; /* what one PAGEMAP_SCAN tells */
+    uint64_t never;              /* categories of pages that criu does not take */
     uint64_t stopped_nsec;       /* how long a thread stood still for tracker_open() */
 };
 

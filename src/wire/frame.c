@@ -36,6 +36,8 @@ static const struct {
     {FRAME_SPACE_BEGIN, "space-begin"},
     {FRAME_PAGES, "pages"},
     {FRAME_SPACE_END, "space-end"},
+    {FRAME_PAGE_RUNS, "page-runs"},
+    {FRAME_ROUND_END, "round-end"},
 };
 
 const char *frame_name(uint16_t type)
@@ -93,7 +95,7 @@ int frame_decode(const uint8_t in[WIRE_HEADER_BYTES], struct frame *ret, struct 
                   frame_name(frame.type), frame.length, limit);
         return -EPROTO;
     }
-    if (frame.flags != 0 && frame.type != FRAME_PAGES) {
+    if (frame.flags != 0 && frame.type != FRAME_PAGES && frame.type != FRAME_PAGE_RUNS) {
         error_set(err, FAILURE_PEER, "the peer broke the protocol: flags in a %s frame",
                   frame_name(frame.type));
         return -EPROTO;

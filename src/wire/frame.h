@@ -64,12 +64,24 @@ enum frame_type {
     FRAME_SPACE_BEGIN = 210,
     FRAME_PAGES = 211, /* bulk; offset: virtual address; flags: see below */
     FRAME_SPACE_END = 212,
+    FRAME_PAGE_RUNS = 213, /* bulk: pages without their content; flags: see below */
+    FRAME_ROUND_END = 220, /* what comes is newer than what has come */
 };
 
 /* Flags of FRAME_PAGES. */
 enum {
-    PAGES_LAZY = 1, /* CRIU may leave these pages for later in a lazy restore */
+    PAGES_LAZY = 1,  /* these pages may be filled in later in a lazy restore */
+    PAGES_EXIST = 2, /* they were read in the freeze: they exist, whatever else is told */
 };
+
+/* Flags of FRAME_PAGE_RUNS, one of them. */
+enum {
+    RUNS_ZERO = 1,  /* these pages are full of zeros now */
+    RUNS_EXIST = 2, /* these pages exist at the freeze; what no such frame names does not */
+};
+
+/* What FRAME_PAGE_RUNS is made of: u64 address, u64 number of pages. */
+enum { WIRE_RUN_BYTES = 16 };
 
 struct frame {
     uint16_t type;
@@ -83,7 +95,7 @@ struct frame {
 /* A frame whose payload is data, taken in place, and not a message. */
 static inline bool frame_is_bulk(uint16_t type)
 {
-    return type == FRAME_IMAGE_DATA || type == FRAME_PAGES;
+    return type == FRAME_IMAGE_DATA || type == FRAME_PAGES || type == FRAME_PAGE_RUNS;
 }
 
 /* Writes a header.  payload: of a control frame, frame->length bytes; of no interest for data. */

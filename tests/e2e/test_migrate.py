@@ -398,6 +398,7 @@ def test_downtime_is_what_the_process_felt(two):
     path = f"{SHARED}/beat"
     pid = a.host.spawn([workload("heartbeat"), path])
     here, there, seen = a, b, []
+    wait_for(lambda: here.host.path(path).exists(), what="the heartbeat")
     for _ in range(6):
         wait_for(lambda: len(here.host.path(path).read_bytes()) == 8, what="the heartbeat")
         here.host.kill(pid, signal.SIGUSR1)

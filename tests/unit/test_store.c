@@ -172,6 +172,8 @@ enum { MODEL_PAGES = 6000 };
 struct model {
     uint64_t stamps[MODEL_PAGES]; /* 0: absent */
     bool lazy[MODEL_PAGES];
+    bool zero[MODEL_PAGES];
+    uint8_t rounds[MODEL_PAGES], round;
     uint64_t next_stamp;
 };
 
@@ -189,7 +191,8 @@ static void write_pages(struct ground *ground, struct shadow *shadow, struct mod
     for (unsigned done = 0; done < count;) {
         struct shadow_run run;
         uint64_t vaddr = model_vaddr(first + done);
-        assert_int_equal(shadow_place(shadow, vaddr, count - done, lazy, &run), 0);
+        assert_int_equal(shadow_place(shadow, vaddr, count - done, lazy ? SHADOW_LAZY : 0, &run),
+                         0);
         assert_true(run.vaddr == vaddr && run.pages >= 1 && run.pages <= count - done);
         for (uint64_t i = 0; i < run.pages; i++, done++) {
             void *place;
@@ -199,6 +202,8 @@ static void write_pages(struct ground *ground, struct shadow *shadow, struct mod
             assert_int_equal(length, PAGE_BYTES);
             model->stamps[first + done] = ++model->next_stamp;
             model->lazy[first + done] = lazy;
+            model->zero[first + done] = false;
+            model->rounds[first + done] = model->round;
             put_le64(place, model->next_stamp);
             put_le64((uint8_t *)place + PAGE_BYTES - 8, ~model->next_stamp);
         }
@@ -222,6 +227,7 @@ static void check_against(struct ground *ground, struct shadow *shadow, const st
             assert_true(page < MODEL_PAGES);
             assert_true(model_vaddr(page) == run.vaddr + i * PAGE_BYTES);
             assert_int_equal(run.lazy, model->lazy[page]);
+            assert_int_equal(run.round, model->rounds[page]);
             uint8_t stamp[8], end[8];
             off_t at = (off_t)(run.offset + i * PAGE_BYTES);
             assert_int_equal(pread(ground->arena.fd, stamp, 8, at), 8);
@@ -322,6 +328,79 @@ static void shadow_at_random(void **state)
     }
 }
 
+static void zero_pages(struct shadow *shadow, struct model *model, unsigned first, unsigned count)
+{
+    assert_int_equal(shadow_zero(shadow, model_vaddr(first), count), 0);
+    for (unsigned i = first; i < first + count; i++) {
+        model->stamps[i] = 0;
+        model->zero[i] = true;
+    }
+}
+
+/* What is listed, at random; the pages of which nothing is known. */
+static uint64_t list_pages(struct shadow *shadow, struct model *model, uint64_t *seed)
+{
+    uint64_t missing = 0;
+    for (unsigned i = 0; i < MODEL_PAGES; i++) {
+        if (test_random(seed) % 3 == 0) {
+            model->stamps[i] = 0; /* it does not exist in the end */
+            continue;
+        }
+        assert_int_equal(shadow_list(shadow, model_vaddr(i), 1), 0);
+        missing += model->stamps[i] == 0 && !model->zero[i];
+    }
+    return missing;
+}
+
+static void shadow_in_rounds(void **state)
+{
+    (void)state;
+    uint64_t seed = test_seed();
+    for (int i = 0; i < 8; i++) {
+        struct ground *ground = ground_new(MIB(128));
+        struct shadow *shadow = shadow_new(&ground->arena);
+        struct model *model = calloc(1, sizeof(*model));
+        assert_true(shadow && model);
+        for (unsigned round = 0; round < 260; round++) {
+            for (unsigned n = 0; n < 4; n++) {
+                unsigned first = (unsigned)(test_random(&seed) % MODEL_PAGES);
+                unsigned count = 1 + (unsigned)(test_random(&seed) % (round ? 20 : 1500));
+                count = MIN(count, 2000 - first % 2000);
+                if (test_random(&seed) % 4 == 0)
+                    zero_pages(shadow, model, first, count);
+                else
+                    write_pages(ground, shadow, model, first, count, n == 0);
+            }
+            shadow_end_round(shadow);
+            model->round += model->round < UINT8_MAX;
+        }
+        check_against(ground, shadow, model);
+        uint64_t missing = list_pages(shadow, model, &seed);
+        assert_true(missing > 0);
+        assert_true(shadow_drop_unlisted(shadow) == missing);
+        sort_and_check(ground, shadow, model);
+        shadow_free(shadow);
+        free(model);
+        ground_free(ground);
+    }
+}
+
+/* What has come with SHADOW_LISTED need not be listed again. */
+static void shadow_listed_on_arrival(void **state)
+{
+    (void)state;
+    struct ground *ground = ground_new(MIB(64));
+    struct shadow *shadow = shadow_new(&ground->arena);
+    struct shadow_run run;
+    assert_int_equal(shadow_place(shadow, 0, 4, SHADOW_LISTED, &run), 0);
+    assert_int_equal(shadow_place(shadow, 4 * PAGE_BYTES, 4, 0, &run), 0);
+    assert_int_equal(shadow_drop_unlisted(shadow), 0);
+    assert_true(shadow_next_run(shadow, 0, &run) && run.pages == 4);
+    assert_int_equal(shadow_pages(shadow), 4);
+    shadow_free(shadow);
+    ground_free(ground);
+}
+
 static void shadow_sparse(void **state)
 {
     (void)state;
@@ -334,11 +413,11 @@ static void shadow_sparse(void **state)
     /* one page in each of 3000 chunks far apart, in an order that is none */
     for (uint64_t i = 0; i < 3000; i++) {
         uint64_t vaddr = (i * 1237 % 3000) * 7 * CHUNK_BYTES + (i % CHUNK_PAGES) * PAGE_BYTES;
-        assert_int_equal(shadow_place(shadow, vaddr, 1, false, &run), 0);
+        assert_int_equal(shadow_place(shadow, vaddr, 1, 0, &run), 0);
         assert_true(run.pages == 1);
     }
     assert_true(shadow_pages(shadow) == 3000);
-    assert_true(ground->budget.used < 3000 * PAGE_BYTES + MIB(12)); /* a chunk is not 2 MiB */
+    assert_true(ground->budget.used < 3000 * PAGE_BYTES + MIB(16)); /* a chunk is not 2 MiB */
     uint64_t seen = 0, last = 0;
     for (uint64_t vaddr = 0; shadow_next_run(shadow, vaddr, &run); vaddr = run.vaddr + PAGE_BYTES) {
         assert_true(run.pages == 1 && (seen == 0 || run.vaddr > last));
@@ -368,10 +447,10 @@ static void shadow_addresses(void **state)
     };
     struct shadow_run run;
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
-        assert_int_equal(shadow_place(shadow, bad[i].vaddr, bad[i].pages, false, &run), -EINVAL);
+        assert_int_equal(shadow_place(shadow, bad[i].vaddr, bad[i].pages, 0, &run), -EINVAL);
     assert_true(ground->budget.used == 0);
-    assert_int_equal(shadow_place(shadow, ADDRESS_END - PAGE_BYTES, 1, false, &run), 0);
-    assert_int_equal(shadow_place(shadow, 0, 1, false, &run), 0);
+    assert_int_equal(shadow_place(shadow, ADDRESS_END - PAGE_BYTES, 1, 0, &run), 0);
+    assert_int_equal(shadow_place(shadow, 0, 1, 0, &run), 0);
     /* from within a page on: the next one */
     assert_true(shadow_next_run(shadow, 1, &run));
     assert_true(run.vaddr == ADDRESS_END - PAGE_BYTES);
@@ -388,13 +467,13 @@ static void shadow_over_budget(void **state)
     struct shadow_run run;
     uint64_t vaddr = 0;
     int r;
-    while ((r = shadow_place(shadow, vaddr, 64, false, &run)) == 0)
+    while ((r = shadow_place(shadow, vaddr, 64, 0, &run)) == 0)
         vaddr += run.pages * PAGE_BYTES;
     assert_int_equal(r, -EDQUOT);
     assert_true(ground->budget.used <= MIB(1));
     assert_true(shadow_pages(shadow) * PAGE_BYTES == vaddr);
     /* what is there can still be written again */
-    assert_int_equal(shadow_place(shadow, 0, 1, true, &run), 0);
+    assert_int_equal(shadow_place(shadow, 0, 1, SHADOW_LAZY, &run), 0);
     shadow_free(shadow);
     ground_free(ground);
 }
@@ -642,6 +721,8 @@ int main(void)
         cmocka_unit_test(shadow_newest_wins),
         cmocka_unit_test(shadow_descending),
         cmocka_unit_test(shadow_at_random),
+        cmocka_unit_test(shadow_in_rounds),
+        cmocka_unit_test(shadow_listed_on_arrival),
         cmocka_unit_test(shadow_sparse),
         cmocka_unit_test(shadow_addresses),
         cmocka_unit_test(shadow_over_budget),

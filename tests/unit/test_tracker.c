@@ -372,7 +372,7 @@ static void must_read(const struct page_runs *runs, uint64_t pages, const char *
     size_t used = 0;
     int n;
     assert_int_equal(page_reader_open(&reader, servant.pid), 0);
-    page_reader_begin(&reader, runs);
+    page_reader_begin(&reader, runs, NULL);
     while ((n = page_reader_next(&reader, buf, pages, got)) > 0) {
         const uint8_t *page = buf;
         for (int i = 0; i < n; i++) {
@@ -419,7 +419,7 @@ static void read_of_nobody(void **state)
     assert_int_equal(page_reader_open(&reader, servant.pid), 0);
     kill(servant.pid, SIGKILL);
     waitpid(servant.pid, NULL, 0);
-    page_reader_begin(&reader, &runs);
+    page_reader_begin(&reader, &runs, NULL);
     assert_int_equal(page_reader_next(&reader, buf, 1, got), -ESRCH);
     page_reader_close(&reader);
     page_runs_free(&runs);

@@ -1,0 +1,577 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrate/rounds.h"
+
+#include <string.h>
+
+#include "migrate/doors.h"
+#include "task/task.h"
+#include "task/tracker.h"
+
+enum {
+    BATCH_PAGES = LINK_BATCH_BYTES / PAGE_BYTES,
+    ZERO_RUNS_MAX = 4096,
+    BURST_MSEC = 20, /* of sending at full speed, where the rate is limited */
+    SCAN_TRIES = 100,
+};
+
+/* A process that is followed, or was. */
+struct round_task {
+    pid_t pid;
+    uint64_t started; /* task_started() */
+    pid_t inner;      /* its number as criu knows it */
+    bool seen;        /* in the tree at the latest look */
+    bool open;        /* the tracker is */
+    struct tracker tracker;
+    struct page_runs runs;   /* to be sent now */
+    struct page_runs list;   /* at the freeze: what exists */
+    struct page_runs missed; /* was to be sent, and could not be read */
+    struct page_reader reader;
+    bool reading;
+    size_t listed; /* runs of the list that have been sent */
+};
+
+enum phase { IDLE, SENDING, CATCHING_UP, LISTING };
+
+struct rounds {
+    struct link_source source;
+    struct sender *sender; /* NULL: it is done with */
+    pid_t root;
+    const struct rounds_ops *ops;
+    void *user;
+    struct round_task **tasks;
+    size_t count, room, current;
+    enum phase phase;
+    uint64_t began_usec; /* the present round */
+    struct rounds_stats stats;
+
+    /* runs of zero pages of the current task that are not sent yet, in the form of the wire */
+    uint8_t zeros[ZERO_RUNS_MAX * WIRE_RUN_BYTES];
+    size_t zero_runs;
+    uint64_t zeros_end; /* address behind the last of them */
+
+    uint64_t bytes_per_sec; /* 0: no limit */
+    uint64_t allowed_usec;  /* the next batch may leave */
+    sd_event_source *pause, *end;
+};
+
+/* ---- tasks ---- */
+
+static void task_let_go(struct round_task *task)
+{
+    if (task->reading)
+        page_reader_close(&task->reader);
+    task->reading = false;
+    if (task->open)
+        tracker_close(&task->tracker);
+    task->open = false;
+    page_runs_free(&task->runs);
+    page_runs_free(&task->list);
+    page_runs_free(&task->missed);
+}
+
+static struct round_task *rounds_find(struct rounds *rounds, pid_t pid)
+{
+    uint64_t started = task_started(pid);
+    for (size_t i = 0; i < rounds->count; i++) {
+        if (rounds->tasks[i]->pid == pid && rounds->tasks[i]->started == started)
+            return rounds->tasks[i];
+    }
+    return NULL;
+}
+
+static int rounds_add(struct rounds *rounds, pid_t pid, struct round_task **ret)
+{
+    if (rounds->count == rounds->room) {
+        size_t room = MAX(8, 2 * rounds->room);
+        struct round_task **grown = realloc(rounds->tasks, room * sizeof(struct round_task *));
+        if (!grown)
+            return -ENOMEM;
+        rounds->tasks = grown;
+        rounds->room = room;
+    }
+    struct round_task *task = calloc(1, sizeof(*task));
+    if (!task)
+        return -ENOMEM;
+    *task =
+        (struct round_task){.pid = pid, .started = task_started(pid), .inner = task_inner_pid(pid)};
+    rounds->tasks[rounds->count++] = task;
+    *ret = task;
+    return 0;
+}
+
+/* The processes that there are now; those that are no more are let go. */
+static int rounds_look(struct rounds *rounds)
+{
+    pid_t *pids;
+    size_t count;
+    int r = task_list_tree(rounds->root, &pids, &count);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < rounds->count; i++)
+        rounds->tasks[i]->seen = false;
+    for (size_t i = 0; i < count && r == 0; i++) {
+        struct round_task *task = rounds_find(rounds, pids[i]);
+        if (!task)
+            r = rounds_add(rounds, pids[i], &task);
+        if (r == 0)
+            task->seen = true;
+    }
+    free(pids);
+    for (size_t i = 0; i < rounds->count; i++) {
+        if (!rounds->tasks[i]->seen)
+            task_let_go(rounds->tasks[i]);
+    }
+    return r;
+}
+
+typedef int scan_fn(struct tracker *tracker, const struct memory_area *area,
+                    struct page_runs *runs);
+
+static int scan_area(struct tracker *tracker, const struct memory_area *area, scan_fn *scan,
+                     struct page_runs *runs)
+{
+    int r;
+    unsigned tries = SCAN_TRIES;
+    do {
+        r = scan(tracker, area, runs);
+    } while (r == -EAGAIN && --tries > 0);
+    return r == -EOPNOTSUPP ? 0 : r; /* of that area criu sends everything */
+}
+
+/* Scans all areas.  0 or a negative errno. */
+static int task_scan_areas(struct round_task *task, scan_fn *scan, struct page_runs *runs)
+{
+    struct memory_map map;
+    int r = memory_map_read(task->pid, &map);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < map.count && r == 0; i++) {
+        if (map.areas[i].kind == AREA_PRIVATE)
+            r = scan_area(&task->tracker, &map.areas[i], scan, runs);
+    }
+    memory_map_free(&map);
+    return r;
+}
+
+/*
+ * What could not be read is protected all the same, and no scan would tell of it again: what of it
+ * exists now is to be sent.  Mostly nothing, for it has been unmapped.
+ */
+static int task_take_missed(struct round_task *task)
+{
+    int r = 0;
+    for (size_t i = 0; i < task->missed.count && r == 0; i++) {
+        const struct page_run *run = &task->missed.list[i];
+        struct memory_area area = {.start = run->start,
+                                   .end = run->start + run->pages * PAGE_BYTES,
+                                   .anonymous = run->anonymous};
+        r = scan_area(&task->tracker, &area, tracker_list, &task->runs);
+    }
+    page_runs_free(&task->missed);
+    return r;
+}
+
+static int task_look(struct round_task *task)
+{
+    int r = task_take_missed(task);
+    return r < 0 ? r : task_scan_areas(task, tracker_scan, &task->runs);
+}
+
+/*
+ * Scans; a task that has another memory than the last time, because it has executed another
+ * program, is begun anew.  Whatever does not work leaves the task to criu: with the tracker it is
+ * shown all of its pages.
+ */
+static void task_scan(struct rounds *rounds, struct round_task *task)
+{
+    struct error err;
+    page_runs_free(&task->runs);
+    int r = task->open ? task_look(task) : -ESRCH;
+    if (r == -ESRCH) {
+        struct task_stat stat;
+        task_let_go(task);
+        if (!task_read_stat(task->pid, &stat) || stat.state == 'Z')
+            return;
+        if (tracker_open(&task->tracker, task->pid, &err) < 0) {
+            /* One that has ended meanwhile, or is ending, is nothing to tell about. */
+            if (err.code != FAILURE_NOT_FOUND) {
+                rounds->stats.skipped++;
+                rounds->stats.reason = err;
+            }
+            return;
+        }
+        task->open = true;
+        rounds->stats.stopped_nsec = MAX(rounds->stats.stopped_nsec, task->tracker.stopped_nsec);
+        r = task_look(task);
+    }
+    if (r < 0) {
+        rounds->stats.skipped++;
+        error_set_errno(&rounds->stats.reason, FAILURE_SYSTEM, r, "the memory of process %d",
+                        task->pid);
+        task_let_go(task);
+        return;
+    }
+    rounds->stats.tasks++;
+    rounds->stats.written_pages += task->runs.pages;
+}
+
+/* ---- sending ---- */
+
+static struct space *task_space(const struct rounds *rounds, const struct round_task *task)
+{
+    return sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, true);
+}
+
+/* Full of zeros; most pages that are not show it in their first word. */
+static bool is_zero(const uint8_t *page)
+{
+    const uint64_t *words = (const uint64_t *)(const void *)page;
+    enum { WORDS = PAGE_BYTES / 8, STEP = 8 };
+    for (size_t i = 0; i < WORDS; i += STEP) {
+        uint64_t any = 0;
+        for (size_t j = i; j < i + STEP; j++)
+            any |= words[j];
+        if (any)
+            return false;
+    }
+    return true;
+}
+
+static void put_run(uint8_t *at, uint64_t vaddr, uint64_t pages)
+{
+    put_le64(at, vaddr);
+    put_le64(at + 8, pages);
+}
+
+static void note_zero(struct rounds *rounds, uint64_t vaddr)
+{
+    uint8_t *last = rounds->zeros + (rounds->zero_runs - 1) * WIRE_RUN_BYTES;
+    if (rounds->zero_runs > 0 && rounds->zeros_end == vaddr)
+        put_le64(last + 8, get_le64(last + 8) + 1);
+    else
+        put_run(rounds->zeros + rounds->zero_runs++ * WIRE_RUN_BYTES, vaddr, 1);
+    rounds->zeros_end = vaddr + PAGE_BYTES;
+    rounds->stats.zero_pages++;
+}
+
+/* Adds what was read to the batch, but for pages of zeros. */
+static void add_run(struct rounds *rounds, struct space *space, struct link_batch *batch,
+                    const struct page_run *run, const uint8_t *bytes)
+{
+    uint64_t first = 0;
+    for (uint64_t i = 0; i <= run->pages; i++) {
+        bool zero = i < run->pages && run->anonymous && is_zero(bytes + i * PAGE_BYTES);
+        if (i < run->pages && !zero)
+            continue;
+        if (i > first)
+            space_add_pages(rounds->sender, space, batch, run->start + first * PAGE_BYTES,
+                            bytes + first * PAGE_BYTES, i - first, PAGES_LAZY);
+        if (zero)
+            note_zero(rounds, run->start + i * PAGE_BYTES);
+        first = i + 1;
+    }
+}
+
+/*
+ * The next pages of the current task into the batch.  Whether there were any.  A task that cannot
+ * be read is let go, and criu is then shown all of it; or it has ended, which is no matter.
+ */
+static bool draw_pages(struct rounds *rounds, struct round_task *task, struct link_batch *batch)
+{
+    struct page_run runs[READ_RUNS_MAX];
+    int count = page_reader_next(&task->reader, batch->buf, BATCH_PAGES, runs);
+    if (count < 0 && rounds->phase == CATCHING_UP)
+        page_runs_add(&task->missed, 0, 1, false); /* it stands still: this is no time to leave */
+    else if (count < 0)
+        task_let_go(task);
+    if (count <= 0)
+        return false;
+    struct space *space = task_space(rounds, task);
+    const uint8_t *bytes = batch->buf;
+    for (int i = 0; i < count; i++) {
+        add_run(rounds, space, batch, &runs[i], bytes);
+        bytes += runs[i].pages * PAGE_BYTES;
+    }
+    rounds->stats.bytes += batch->bytes;
+    return true;
+}
+
+static void draw_zeros(struct rounds *rounds, const struct round_task *task,
+                       struct link_batch *batch)
+{
+    size_t bytes = rounds->zero_runs * WIRE_RUN_BYTES;
+    memcpy(batch->buf, rounds->zeros, bytes);
+    space_add_runs(rounds->sender, task_space(rounds, task), batch, batch->buf, rounds->zero_runs,
+                   RUNS_ZERO);
+    rounds->zero_runs = 0;
+}
+
+static int on_pause_over(sd_event_source *source, uint64_t usec, void *user)
+{
+    (void)source;
+    (void)usec;
+    struct rounds *rounds = user;
+    if (rounds->sender)
+        link_source_ready(rounds->sender->link, &rounds->source);
+    return 0;
+}
+
+/* Whether a batch may leave now; else the source is made ready when it may. */
+static bool may_leave(struct rounds *rounds)
+{
+    uint64_t now = now_usec();
+    if (rounds->bytes_per_sec == 0 || now >= rounds->allowed_usec)
+        return true;
+    if (!rounds->pause)
+        sd_event_add_time(rounds->sender->event, &rounds->pause, CLOCK_MONOTONIC,
+                          rounds->allowed_usec, USEC_PER_MSEC / 4, on_pause_over, rounds);
+    sd_event_source_set_time(rounds->pause, rounds->allowed_usec);
+    /* Without memory for a timer it is better to go on than to stand. */
+    return sd_event_source_set_enabled(rounds->pause, SD_EVENT_ONESHOT) < 0;
+}
+
+static void account(struct rounds *rounds, uint64_t bytes)
+{
+    if (rounds->bytes_per_sec == 0)
+        return;
+    uint64_t now = now_usec(), burst = BURST_MSEC * USEC_PER_MSEC;
+    rounds->allowed_usec = MAX(rounds->allowed_usec, now > burst ? now - burst : 0) +
+                           bytes * USEC_PER_SEC / rounds->bytes_per_sec;
+}
+
+static void task_is_done(struct rounds *rounds)
+{
+    struct round_task *task = rounds->tasks[rounds->current];
+    if (task->reading)
+        page_reader_close(&task->reader);
+    task->reading = false;
+    page_runs_free(&task->runs);
+    rounds->current++;
+}
+
+static int on_end(sd_event_source *source, void *user)
+{
+    struct rounds *rounds = user;
+    sd_event_source_set_enabled(source, SD_EVENT_OFF);
+    if (rounds->sender)
+        rounds->ops->over(rounds, rounds->user);
+    return 0;
+}
+
+/* The caller is told from the loop, since it may begin the next one. */
+static void round_is_over(struct rounds *rounds)
+{
+    rounds->phase = IDLE;
+    rounds->stats.usec = now_usec() - rounds->began_usec;
+    link_send(rounds->sender->link, FRAME_ROUND_END, rounds->sender->session, 0, NULL);
+    int r =
+        rounds->end ? 0 : sd_event_add_defer(rounds->sender->event, &rounds->end, on_end, rounds);
+    if (r >= 0)
+        r = sd_event_source_set_enabled(rounds->end, SD_EVENT_ONESHOT);
+    if (r < 0)
+        sender_fail_errno(rounds->sender, r, "the round of copying");
+}
+
+/* A task that has nothing, or has gone, is passed over. */
+static bool begin_task(struct round_task *task)
+{
+    if (task->reading)
+        return true;
+    if (!task->open || task->runs.count == 0 || page_reader_open(&task->reader, task->pid) < 0)
+        return false;
+    task->reading = true;
+    page_reader_begin(&task->reader, &task->runs, &task->missed);
+    return true;
+}
+
+/* What cannot be read although its task stands still would be missing, or be what it was before. */
+static bool all_is_read(struct rounds *rounds)
+{
+    for (size_t i = 0; i < rounds->count; i++) {
+        const struct round_task *task = rounds->tasks[i];
+        if (task->missed.count == 0)
+            continue;
+        struct error err;
+        error_set(&err, FAILURE_SYSTEM, "process %d: memory at %#llx cannot be read", task->pid,
+                  (unsigned long long)task->missed.list[0].start);
+        sender_fail(rounds->sender, &err);
+        return false;
+    }
+    return true;
+}
+
+static bool send_some(struct rounds *rounds, struct link_batch *batch)
+{
+    if (!may_leave(rounds))
+        return false;
+    while (rounds->current < rounds->count) {
+        struct round_task *task = rounds->tasks[rounds->current];
+        if (begin_task(task)) {
+            bool room = rounds->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX;
+            if (room && draw_pages(rounds, task, batch)) {
+                account(rounds, batch->bytes);
+                return true;
+            }
+            if (rounds->zero_runs > 0) {
+                draw_zeros(rounds, task, batch);
+                return true;
+            }
+        }
+        task_is_done(rounds);
+    }
+    if (rounds->phase == SENDING) {
+        round_is_over(rounds);
+        return false;
+    }
+    rounds->current = 0;
+    rounds->phase = LISTING;
+    return all_is_read(rounds);
+}
+
+/* ---- the list of what exists ---- */
+
+static bool list_some(struct rounds *rounds, struct link_batch *batch)
+{
+    while (rounds->current < rounds->count) {
+        struct round_task *task = rounds->tasks[rounds->current];
+        size_t left = task->list.count - task->listed;
+        size_t count = MIN(left, LINK_BATCH_BYTES / WIRE_RUN_BYTES);
+        if (count == 0) {
+            rounds->current++;
+            continue;
+        }
+        for (size_t i = 0; i < count; i++) {
+            const struct page_run *run = &task->list.list[task->listed++];
+            put_run(batch->buf + i * WIRE_RUN_BYTES, run->start, run->pages);
+        }
+        space_add_runs(rounds->sender, task_space(rounds, task), batch, batch->buf, count,
+                       RUNS_EXIST);
+        return true;
+    }
+    rounds->phase = IDLE;
+    sender_check_end(rounds->sender);
+    return false;
+}
+
+/*
+ * A task that has ended, or has another memory than in the last round, has an empty list: what
+ * exists of it is what criu sends.
+ */
+int rounds_list(struct rounds *rounds, struct error *err)
+{
+    for (size_t i = 0; i < rounds->count; i++) {
+        struct round_task *task = rounds->tasks[i];
+        struct space *space =
+            sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, false);
+        if (!space)
+            continue; /* nothing was ever sent of it */
+        space->listed = true;
+        int r = task->open ? task_scan_areas(task, tracker_list, &task->list) : 0;
+        if (r == 0 && task->open)
+            r = task_take_missed(task);
+        if (r == -ESRCH)
+            task_let_go(task);
+        else if (r < 0)
+            return error_set_errno(err, FAILURE_SYSTEM, r, "the memory of process %d", task->pid);
+    }
+    rounds->current = 0;
+    rounds->phase = CATCHING_UP;
+    rounds->bytes_per_sec = 0; /* nobody is to stand still for long */
+    link_source_ready(rounds->sender->link, &rounds->source);
+    return 0;
+}
+
+/* ---- rounds ---- */
+
+static bool rounds_fill(struct link_source *source, struct link_batch *batch)
+{
+    struct rounds *rounds = (struct rounds *)source;
+    switch (rounds->phase) {
+    case SENDING:
+    case CATCHING_UP:
+        return send_some(rounds, batch);
+    case LISTING:
+        return list_some(rounds, batch);
+    default:
+        return false;
+    }
+}
+
+int rounds_begin(struct rounds *rounds, struct error *err)
+{
+    uint64_t now = now_usec();
+    struct rounds_stats *stats = &rounds->stats;
+    int r = rounds_look(rounds);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the tasks of process %d", rounds->root);
+    stats->since_usec = stats->round++ ? now - rounds->began_usec : 0;
+    stats->tasks = stats->skipped = 0;
+    stats->written_pages = 0;
+    rounds->began_usec = now;
+    for (size_t i = 0; i < rounds->count; i++) {
+        struct round_task *task = rounds->tasks[i];
+        if (!task->seen)
+            continue;
+        task_scan(rounds, task);
+        if (task->runs.count > 0 && !task_space(rounds, task))
+            return error_set_errno(err, FAILURE_SYSTEM, errno, "the memory of process %d",
+                                   task->pid);
+    }
+    rounds->current = 0;
+    rounds->phase = SENDING;
+    link_source_ready(rounds->sender->link, &rounds->source);
+    return 0;
+}
+
+const struct rounds_stats *rounds_stats(const struct rounds *rounds)
+{
+    return &rounds->stats;
+}
+
+bool rounds_door_is_busy(const struct rounds *rounds)
+{
+    return rounds && rounds->phase != IDLE;
+}
+
+struct rounds *rounds_door_close(struct rounds *rounds)
+{
+    if (rounds) {
+        link_source_remove(&rounds->source);
+        rounds->sender = NULL;
+        rounds->phase = IDLE;
+    }
+    return NULL;
+}
+
+struct rounds *rounds_new(struct sender *sender, pid_t root, uint64_t bytes_per_sec,
+                          const struct rounds_ops *ops, void *user)
+{
+    struct rounds *rounds = calloc(1, sizeof(*rounds));
+    if (!rounds)
+        return NULL;
+    rounds->source.fill = rounds_fill;
+    rounds->sender = sender;
+    rounds->root = root;
+    rounds->bytes_per_sec = bytes_per_sec;
+    rounds->ops = ops;
+    rounds->user = user;
+    sender->rounds = rounds;
+    return rounds;
+}
+
+struct rounds *rounds_free(struct rounds *rounds)
+{
+    if (!rounds)
+        return NULL;
+    if (rounds->sender)
+        rounds->sender->rounds = rounds_door_close(rounds);
+    sd_event_source_disable_unref(rounds->pause);
+    sd_event_source_disable_unref(rounds->end);
+    for (size_t i = 0; i < rounds->count; i++) {
+        task_let_go(rounds->tasks[i]);
+        free(rounds->tasks[i]);
+    }
+    free(rounds->tasks);
+    free(rounds);
+    return NULL;
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The memory of running tasks, sent while they run, and what exists of it once they stand still:
+ * the third door of a sender.
+ *
+ *   rounds_begin() ──▶ every task: what was written since the last time ──▶ read, sent ──▶ over()
+ *        ▲                                                                               │
+ *        └───────────────────────────── again, as long as it pays ───────────────────────┘
+ *   (freeze)  rounds_list() ──▶ every task: which pages exist ──▶ sent
+ *
+ * A page that is written while it is read comes again in the next round, and what was written
+ * behind the last one is criu's to send: it is shown those pages (criu/scan_filter.c).  Tasks that
+ * cannot be followed are left to criu whole.
+ *
+ * On the loop's thread; over() is called from the loop.
+ */
+#include "migrate/sender.h"
+
+struct rounds;
+
+struct rounds_stats {
+    unsigned round;          /* the latest, counted from 1 */
+    uint64_t written_pages;  /* found written at its beginning */
+    uint64_t since_usec;     /* within that time: since the round before began; 0 in the first */
+    uint64_t usec;           /* it took */
+    uint64_t bytes;          /* of memory, all rounds */
+    uint64_t zero_pages;     /* found and not sent, all rounds */
+    uint64_t stopped_nsec;   /* the longest that a thread was stopped for */
+    unsigned tasks, skipped; /* followed; left to criu */
+    struct error reason;     /* why the latest of those was left */
+};
+
+struct rounds_ops {
+    /* All of the round has been given to the link. */
+    void (*over)(struct rounds *rounds, void *user);
+};
+
+/* Nothing is touched yet.  The sender outlives it.  NULL with errno set. */
+struct rounds *rounds_new(struct sender *sender, pid_t root, uint64_t bytes_per_sec,
+                          const struct rounds_ops *ops, void *user);
+
+/* Lets go of the tasks.  Takes NULL, returns NULL. */
+struct rounds *rounds_free(struct rounds *rounds);
+
+/* Looks what was written and starts sending it.  0, or -1 with *err set. */
+int rounds_begin(struct rounds *rounds, struct error *err);
+
+/* The tasks stand still: sends which pages exist.  Before sender_finish().  0, or -1 with *err. */
+int rounds_list(struct rounds *rounds, struct error *err);
+
+const struct rounds_stats *rounds_stats(const struct rounds *rounds);
