@@ -60,6 +60,11 @@ enum godwit_flags {
     /* For godwit_migration_resume(): an operator's word where the journal does not say enough. */
     GODWIT_KEEP_HERE = 4, /* the process runs on here, the other host's copy is void */
     GODWIT_END_HERE = 8,  /* the process ends here, the other host's copy runs */
+
+    GODWIT_STOP_AND_COPY = 16,   /* no rounds: the process stands still while it is copied */
+    GODWIT_EAGER = 32,           /* it runs there once all of its memory is in place */
+    GODWIT_STRICT = 64,          /* abort when the target for the downtime cannot be met */
+    GODWIT_NO_SCAN_FILTER = 128, /* criu dumps all memory, also what has been copied before */
 };
 
 struct godwit_options {
@@ -72,6 +77,12 @@ struct godwit_options {
     char *const *criu_options; /* for criu on both hosts, ended by NULL; NULL: none */
     uint64_t timeout_usec;     /* silence after which the other host is dead; 0: 10 s */
     uint32_t flags;            /* enum godwit_flags */
+    /* Live: memory is copied in rounds while the process runs, until what it writes meanwhile can
+     * be sent within the downtime. */
+    unsigned max_rounds;    /* 0: 30 */
+    uint64_t downtime_usec; /* target; 0: 100 ms */
+    uint64_t max_time_usec; /* of all rounds; 0: no limit */
+    uint64_t bytes_per_sec; /* at most that fast while it runs; 0: no limit */
 };
 
 enum godwit_event_type {
@@ -85,12 +96,16 @@ enum godwit_severity { GODWIT_OK = 0, GODWIT_WARNING = 1, GODWIT_PROBLEM = 2 };
 struct godwit_event {
     enum godwit_event_type type;
 
-    /* STATUS, PROGRESS.  setup: connecting and pre-flight; active: the dump; device: the restore is
-     * built; completed, cancelled, failed: the end (the first three names as in QEMU). */
+    /* STATUS, PROGRESS.  setup: connecting and pre-flight; active: rounds of copying, the process
+     * runs; device: it stands still, is dumped, and built there; completed, cancelling, failed: the
+     * end (names as in QEMU). */
     const char *status;
     uint64_t transferred; /* bytes of images and memory so far */
     uint64_t total;       /* estimated; 0: not known yet */
     uint64_t elapsed_usec;
+    unsigned round;                  /* the present one, from 1; 0: none */
+    uint64_t dirty_bytes_per_sec;    /* what the process writes; 0: not known yet */
+    uint64_t expected_downtime_usec; /* the same */
 
     /* FINDING */
     enum godwit_severity severity;
@@ -107,6 +122,11 @@ struct godwit_result {
     const char *host; /* the other host's name; "" when it was not reached */
     pid_t pid;
     uint64_t downtime_usec; /* from the freeze to the first instruction there; 0: not moved */
+    /* What that is made of: criu's dump; the rest on its way and checked; criu's restore until it
+     * is built; the decision, until it runs. */
+    uint64_t dump_usec, send_usec, restore_usec, commit_usec;
+    uint64_t first_round_usec, first_round_bytes; /* 0: there were none */
+    unsigned rounds;
     uint64_t total_usec;
     uint64_t transferred; /* bytes */
 };

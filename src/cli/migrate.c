@@ -11,8 +11,8 @@
 #include "godwit.h"
 
 struct values {
-    uint64_t pid, timeout_usec;
-    bool dry_run, json, insecure;
+    uint64_t pid, timeout_usec, downtime_msec, max_rounds, max_time_usec, bandwidth;
+    bool dry_run, json, insecure, stop_and_copy, eager, strict, no_scan_filter;
     const char *workdir, *criu, *progress;
 };
 
@@ -41,6 +41,14 @@ struct values {
 const struct option_row migrate_options[] = {
     {'t', "tree", OPTION_NUMBER, AT(pid), "PID", "root task of the tree to move"},
     COMMON_ROWS,
+    {0, "downtime", OPTION_NUMBER, AT(downtime_msec), "MS", "freeze when it will be no longer than that (default: 100)"},
+    {0, "max-rounds", OPTION_NUMBER, AT(max_rounds), "N", "copy at most that often before the freeze (default: 30)"},
+    {0, "max-time", OPTION_SECONDS, AT(max_time_usec), "SECONDS", "copy at most that long before the freeze (default: no limit)"},
+    {0, "bandwidth", OPTION_SIZE, AT(bandwidth), "RATE", "bytes per second while the process runs (default: no limit)"},
+    {0, "strict", OPTION_FLAG, AT(strict), NULL, "give up rather than exceed --downtime"},
+    {0, "stop-and-copy", OPTION_FLAG, AT(stop_and_copy), NULL, "the process stands still while its memory is copied"},
+    {0, "eager", OPTION_FLAG, AT(eager), NULL, "it starts there when all of its memory is in place"},
+    {0, "no-scan-filter", OPTION_FLAG, AT(no_scan_filter), NULL, "criu dumps all memory, also what has been copied"},
     {0, "dry-run", OPTION_FLAG, AT(dry_run), NULL, "end before anything is touched"},
     {0, "progress", OPTION_STRING, AT(progress), "HOW", "auto, bar, plain or none (default: auto)"},
     {0},
@@ -109,12 +117,18 @@ static void print_finding(struct run *run, const struct godwit_event *event)
 
 /* ---- and for programs: names as in QEMU's query-migrate where it has one ---- */
 
-static void print_ram_json(uint64_t transferred, uint64_t total, double per_second)
+/* event: what it has of rounds; NULL: nothing. */
+static void print_ram_json(const struct godwit_event *event, uint64_t transferred, uint64_t total,
+                           double per_second)
 {
     uint64_t estimate = MAX(total, transferred);
-    printf("\"ram\": {\"transferred\": %llu, \"remaining\": %llu, \"total\": %llu, \"mbps\": %.1f}",
+    printf("\"ram\": {\"transferred\": %llu, \"remaining\": %llu, \"total\": %llu, \"mbps\": %.1f",
            (unsigned long long)transferred, (unsigned long long)(estimate - transferred),
            (unsigned long long)estimate, per_second * 8 / 1e6);
+    if (event && event->round)
+        printf(", \"dirty-sync-count\": %u, \"dirty-pages-rate\": %llu", event->round,
+               (unsigned long long)event->dirty_bytes_per_sec / PAGE_BYTES);
+    printf("}");
 }
 
 static void print_event_json(const struct godwit_event *event)
@@ -132,7 +146,10 @@ static void print_event_json(const struct godwit_event *event)
     } else {
         printf("{\"status\": \"%s\", \"total-time\": %llu, ", event->status,
                (unsigned long long)(event->elapsed_usec / USEC_PER_MSEC));
-        print_ram_json(event->transferred, event->total, rate(event));
+        if (event->expected_downtime_usec)
+            printf("\"expected-downtime\": %.1f, ",
+                   (double)event->expected_downtime_usec / USEC_PER_MSEC);
+        print_ram_json(event, event->transferred, event->total, rate(event));
         printf("}\n");
     }
     fflush(stdout);
@@ -165,6 +182,19 @@ static const char *result_name(int code)
     }
 }
 
+static void print_downtime_json(const struct godwit_result *result)
+{
+    printf("\"downtime\": %.1f, \"stages\": {\"dump\": %.1f, \"send\": %.1f, \"restore\": %.1f, "
+           "\"commit\": %.1f}, ",
+           (double)result->downtime_usec / USEC_PER_MSEC, (double)result->dump_usec / USEC_PER_MSEC,
+           (double)result->send_usec / USEC_PER_MSEC, (double)result->restore_usec / USEC_PER_MSEC,
+           (double)result->commit_usec / USEC_PER_MSEC);
+    if (result->rounds)
+        printf("\"rounds\": %u, \"first-round\": {\"time\": %.1f, \"transferred\": %llu}, ",
+               result->rounds, (double)result->first_round_usec / USEC_PER_MSEC,
+               (unsigned long long)result->first_round_bytes);
+}
+
 static void print_result_json(const struct run *run, const struct godwit_result *result)
 {
     bool moved = result->code == GODWIT_MOVED && !run->values->dry_run;
@@ -176,8 +206,8 @@ static void print_result_json(const struct run *run, const struct godwit_result 
            result->code, (int)result->pid,
            (unsigned long long)(result->total_usec / USEC_PER_MSEC));
     if (moved)
-        printf("\"downtime\": %.1f, ", (double)result->downtime_usec / USEC_PER_MSEC);
-    print_ram_json(result->transferred, result->transferred,
+        print_downtime_json(result);
+    print_ram_json(NULL, result->transferred, result->transferred,
                    result->total_usec
                        ? (double)result->transferred * USEC_PER_SEC / (double)result->total_usec
                        : 0);
@@ -226,7 +256,14 @@ static int run_migration(struct run *run, char **passed, uint32_t flags, struct 
         .criu = values->criu,
         .criu_options = passed,
         .timeout_usec = values->timeout_usec,
-        .flags = flags | (values->insecure ? GODWIT_INSECURE : 0),
+        .downtime_usec = values->downtime_msec * USEC_PER_MSEC,
+        .max_rounds = (unsigned)values->max_rounds,
+        .max_time_usec = values->max_time_usec,
+        .bytes_per_sec = values->bandwidth,
+        .flags = flags | (values->insecure ? GODWIT_INSECURE : 0) |
+                 (values->stop_and_copy ? GODWIT_STOP_AND_COPY : 0) |
+                 (values->eager ? GODWIT_EAGER : 0) | (values->strict ? GODWIT_STRICT : 0) |
+                 (values->no_scan_filter ? GODWIT_NO_SCAN_FILTER : 0),
     };
     struct godwit_error error = {0};
     if (godwit_migration_new(&options, on_event, run, &run->migration, &error) != 0)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * What `criu restore --lazy-pages` says to lazy-pages.socket in its work-dir (CRIU criu/uffd.c): for
- * each task, in any order, its process id as the images have it and its userfaultfd; at the end that
- * all have been handed over.
+ * What `criu restore --lazy-pages` says to lazy-pages.socket in its work-dir (CRIU criu/uffd.c):
+ * for each task, in any order, its process id as the images have it and its userfaultfd; at the end
+ * that all have been handed over.
  */
 #include <stdint.h>
 

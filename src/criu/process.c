@@ -122,23 +122,40 @@ char *criu_find(const char *chosen, struct error *err)
     return NULL;
 }
 
-int criu_find_hook(char *buf, size_t size, struct error *err)
+/* What is installed with godwit: as the environment says, else beside this program, else where
+ * `make install` puts it. */
+static int find_part(const char *name, const char *variable, char *buf, size_t size,
+                     struct error *err)
 {
-    const char *chosen = getenv("GODWIT_HOOK");
+    const char *chosen = getenv(variable);
     ssize_t n =
         chosen ? snprintf(buf, size, "%s", chosen) : readlink("/proc/self/exe", buf, size - 1);
     if (!chosen && n > 0) {
         buf[n] = '\0';
         char *slash = strrchr(buf, '/');
-        snprintf(slash + 1, size - (size_t)(slash + 1 - buf), "godwit-hook");
-        if (access(buf, X_OK) == 0)
+        snprintf(slash + 1, size - (size_t)(slash + 1 - buf), "%s", name);
+        if (access(buf, R_OK) == 0)
             return 0;
     }
     if (!chosen)
-        n = snprintf(buf, size, "%s", GODWIT_LIBEXECDIR "/godwit-hook");
+        n = snprintf(buf, size, "%s/%s", GODWIT_LIBEXECDIR, name);
     if (n < 0 || (size_t)n >= size)
-        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "the path of godwit-hook");
+        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "the path of %s", name);
+    return access(buf, R_OK) == 0 ? 0 : error_set_errno(err, FAILURE_SYSTEM, errno, "%s", buf);
+}
+
+int criu_find_hook(char *buf, size_t size, struct error *err)
+{
+    if (find_part("godwit-hook", "GODWIT_HOOK", buf, size, err) < 0)
+        return -1;
     return access(buf, X_OK) == 0 ? 0 : error_set_errno(err, FAILURE_SYSTEM, errno, "%s", buf);
+}
+
+int criu_find_scan_filter(char *buf, size_t size, struct error *err)
+{
+    if (find_part("godwit-scan-filter.so", "GODWIT_SCAN_FILTER", buf, size, err) < 0)
+        return -1;
+    return strpbrk(buf, " :") ? error_set(err, FAILURE_SYSTEM, "%s: cannot be preloaded", buf) : 0;
 }
 
 /* ---- options that are godwit's ---- */
@@ -262,6 +279,19 @@ static void keep_descriptor(int fd)
     fcntl(fd, F_SETFD, fcntl(fd, F_GETFD) & ~FD_CLOEXEC);
 }
 
+/* In front of what is to be preloaded already. */
+static void preload(const char *path, int fd)
+{
+    const char *before = getenv("LD_PRELOAD");
+    char number[16];
+    _cleanup_free_ char *list = NULL;
+    if (asprintf(&list, "%s%s%s", path, before ? ":" : "", before ? before : "") < 0)
+        return;
+    setenv("LD_PRELOAD", list, 1);
+    snprintf(number, sizeof(number), "%d", fd);
+    setenv("GODWIT_SCAN_FILTER_FD", number, 1);
+}
+
 static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_spawn *how)
 {
     for (size_t i = 0; i < how->keep_count; i++)
@@ -277,6 +307,8 @@ static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_
         if (how->hook_journal)
             setenv("GODWIT_HOOK_JOURNAL", how->hook_journal, 1);
     }
+    if (how->scan_filter)
+        preload(how->scan_filter, how->scan_filter_fd);
     if (how->ignore_interrupt)
         signal(SIGINT, SIG_IGN);
     execv(args->list[0], args->list);

@@ -16,6 +16,10 @@ char *criu_find(const char *chosen, struct error *err);
  * -1 with *err set. */
 int criu_find_hook(char *buf, size_t size, struct error *err);
 
+/* The same of godwit-scan-filter.so (criu/scan_filter.c), $GODWIT_SCAN_FILTER.  Also -1 where its
+ * path cannot be preloaded: one with blanks or colons. */
+int criu_find_scan_filter(char *buf, size_t size, struct error *err);
+
 /* "4.2.1"; what a longer version has behind that is cut off. */
 enum { CRIU_VERSION_BYTES = 32 };
 
@@ -63,6 +67,8 @@ struct criu_spawn {
     uint64_t hook_token;
     uint64_t hook_silence_usec;
     const char *hook_journal; /* NULL: none */
+    const char *scan_filter;  /* to be preloaded; NULL: none */
+    int scan_filter_fd;       /* that it tells its first scan; inherited as those above */
     bool ignore_interrupt;    /* Ctrl-C is for godwit, which tells criu in its own way */
 };
 

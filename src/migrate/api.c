@@ -11,6 +11,8 @@
 
 #define DEFAULT_WORKDIR "/run/godwit"
 #define DEFAULT_SILENCE_USEC (10 * USEC_PER_SEC)
+#define DEFAULT_DOWNTIME_USEC (100 * USEC_PER_MSEC)
+#define DEFAULT_ROUNDS 30
 
 /* ---- the loop ---- */
 
@@ -92,7 +94,12 @@ static struct godwit_migration *migration_alloc(const struct godwit_options *opt
     *m = (struct godwit_migration){
         .pid = options->pid,
         .silence_usec = options->timeout_usec ? options->timeout_usec : DEFAULT_SILENCE_USEC,
+        .bytes_per_sec = options->bytes_per_sec,
         .flags = options->flags,
+        .converge = {.target_usec =
+                         options->downtime_usec ? options->downtime_usec : DEFAULT_DOWNTIME_USEC,
+                     .max_usec = options->max_time_usec,
+                     .max_rounds = options->max_rounds ? options->max_rounds : DEFAULT_ROUNDS},
         .on_event = event,
         .user = user,
         .state = SOURCE_CONNECTING,
@@ -343,6 +350,7 @@ void godwit_migration_free(struct godwit_migration *m)
         godwit_migration_cancel(m);
         godwit_migration_run(m);
     }
+    rounds_free(m->rounds);
     sender_free(m->sender);
     if (m->frozen)
         freeze_close(&m->freeze);

@@ -6,6 +6,7 @@
  *
  *                                                                     who may say no until when
  *   CONNECTING ─▶ CHECKING ─▶ OFFERING     nothing is touched         everybody: REFUSED
+ *       ─▶ COPYING                         its memory is followed     everybody: ABORTED
  *       ─▶ DUMPING ─▶ SENDING ─▶ PREPARING the process stands still   everybody: ABORTED
  *       ─▶ COMMITTED                       its tasks are killed       nobody any more
  *       ─▶ MOVED                           it runs at the destination
@@ -21,6 +22,7 @@ enum source_state {
     SOURCE_CONNECTING,
     SOURCE_CHECKING,  /* the destination judges the facts */
     SOURCE_OFFERING,  /* it has been asked to take the snapshot */
+    SOURCE_COPYING,   /* rounds: the process runs, and its memory is sent */
     SOURCE_DUMPING,   /* criu is at work */
     SOURCE_SENDING,   /* all is dumped, the tasks stand still; the rest is on its way */
     SOURCE_PREPARING, /* the destination has it whole, and builds the process */
@@ -36,6 +38,7 @@ enum source_event {
     EVENT_LINKED,      /* the handshake with the destination is over */
     EVENT_CHECKED,     /* it has judged, and found no problem */
     EVENT_ACCEPTED,    /* it takes the snapshot */
+    EVENT_COPIED,      /* no further round pays */
     EVENT_HELD,        /* criu's post-dump hook asks */
     EVENT_ACKED,       /* the destination has everything, and every digest agrees */
     EVENT_PREPARED,    /* the process is built there, and stands still */
@@ -54,7 +57,7 @@ enum source_state source_next(enum source_state state, enum source_event event);
 
 const char *source_state_name(enum source_state state);
 
-/* Whether the process stands still in that state, or has been touched. */
+/* Whether the process stands still in that state, or is about to. */
 static inline bool source_is_dumping(enum source_state state)
 {
     return state >= SOURCE_DUMPING && state <= SOURCE_PREPARING;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "migrate/freeze.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -61,6 +62,7 @@ static int on_hook(sd_event_source *source, int fd, uint32_t events, void *user)
         return 0;
     bool asks = n == sizeof(ask) && ask.kind == HOOK_ASK && ask.token == freeze->token;
     if (asks && freeze->tree.count == 0) {
+        freeze->held_usec = now_usec();
         freeze->ops->held(freeze, freeze->user);
         return 0;
     }
@@ -129,6 +131,36 @@ static int on_watch(sd_event_source *source, uint64_t usec, void *user)
     return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
+/* The scan filter has been at work. */
+static int on_filter(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)events;
+    struct freeze *freeze = user;
+    char byte;
+    if (read(fd, &byte, 1) == 1) {
+        freeze->narrowed = true;
+        if (!freeze->frozen_usec)
+            freeze->frozen_usec = now_usec();
+    }
+    return sd_event_source_set_enabled(source, SD_EVENT_OFF);
+}
+
+/* criu's end of a pipe, or a negative errno. */
+static int freeze_open_filter(struct freeze *freeze)
+{
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
+        return -errno;
+    int r = sd_event_add_io(freeze->event, &freeze->filter_io, fds[0], EPOLLIN, on_filter, freeze);
+    if (r < 0) {
+        close_fd(fds[0]);
+        close_fd(fds[1]);
+        return r;
+    }
+    sd_event_source_set_io_fd_own(freeze->filter_io, true);
+    return fds[1];
+}
+
 static int freeze_listen(struct freeze *freeze, const char *workdir)
 {
     int n = snprintf(freeze->socket_path, sizeof(freeze->socket_path), "%s/proxy.sock", workdir);
@@ -156,10 +188,17 @@ static int freeze_start_criu(struct freeze *freeze, const struct freeze_request 
                         hook, &args);
     if (request->options)
         criu_args_add_all(&args, request->options);
-    int keep[] = {freeze->dump.images_fd, freeze->dump.pages_fd};
+    char filter[4096];
+    _cleanup_close_ int filter_fd = -EBADF;
+    struct error no_filter;
+    if (request->narrow && criu_find_scan_filter(filter, sizeof(filter), &no_filter) == 0)
+        filter_fd = freeze_open_filter(freeze);
+    int keep[] = {freeze->dump.images_fd, freeze->dump.pages_fd, filter_fd};
     struct criu_spawn spawn = {
         .keep = keep,
-        .keep_count = ARRAY_SIZE(keep),
+        .keep_count = filter_fd >= 0 ? 3 : 2,
+        .scan_filter = filter_fd >= 0 ? filter : NULL,
+        .scan_filter_fd = filter_fd,
         .hook_workdir = request->workdir,
         .hook_token = freeze->token,
         .hook_silence_usec = request->silence_usec,
@@ -231,6 +270,7 @@ void freeze_close(struct freeze *freeze)
     freeze_close_hook(freeze);
     freeze->watch = sd_event_source_disable_unref(freeze->watch);
     freeze->criu_io = sd_event_source_disable_unref(freeze->criu_io);
+    freeze->filter_io = sd_event_source_disable_unref(freeze->filter_io);
     if (freeze->listener)
         unlink(freeze->socket_path);
     freeze->listener = sd_event_source_disable_unref(freeze->listener);

@@ -38,11 +38,13 @@ struct freeze {
     int criu_pidfd;
     int status;
     uint64_t frozen_usec;  /* when the root task was first seen to stand still; 0: not yet */
+    uint64_t held_usec;    /* when everything had been dumped; 0: not yet */
     struct task_tree tree; /* once held */
+    bool narrowed;         /* the scan filter was at work */
 
     int hook_fd; /* that waits for an answer; -EBADF: none */
     pid_t hook_pid;
-    sd_event_source *criu_io, *listener, *hook_io, *watch;
+    sd_event_source *criu_io, *listener, *hook_io, *watch, *filter_io;
 };
 
 struct freeze_request {
@@ -52,6 +54,7 @@ struct freeze_request {
     const char *journal;   /* for the hook */
     uint64_t silence_usec; /* after which the hook gives us up */
     char *const *options;  /* for criu; may be NULL */
+    bool narrow;           /* criu is to dump only what the tracker has not seen */
 };
 
 /* Opens sockets and starts criu.  The pages come out of freeze->dump.pages_peer_fd, which the

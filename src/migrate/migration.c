@@ -24,9 +24,10 @@ enum {
 static const char *migration_status(const struct godwit_migration *m)
 {
     switch (m->state) {
+    case SOURCE_COPYING:
+        return "active";
     case SOURCE_DUMPING:
     case SOURCE_SENDING:
-        return "active";
     case SOURCE_PREPARING:
     case SOURCE_COMMITTED:
         return "device";
@@ -53,6 +54,9 @@ void migration_report(struct godwit_migration *m, enum godwit_event_type type)
         .transferred = m->sender ? sender_bytes(m->sender) : 0,
         .total = m->total_bytes,
         .elapsed_usec = now_usec() - m->began_usec,
+        .round = m->rounds ? rounds_stats(m->rounds)->round : 0,
+        .dirty_bytes_per_sec = m->converge.written_bytes_per_sec,
+        .expected_downtime_usec = m->converge.predicted_usec,
     };
     m->on_event(&event, m->user);
 }
@@ -180,7 +184,8 @@ static void start_abort(struct godwit_migration *m)
     m->journal.decision = JOURNAL_ABORT;
     if (m->must_tell)
         journal_write(m->place.workdir, &m->journal); /* it lives as an open one if that fails */
-    freeze_answer(&m->freeze, false, m->reason.text);
+    if (m->frozen)
+        freeze_answer(&m->freeze, false, m->reason.text);
     if (m->sender)
         sender_fail(m->sender, &m->reason);
     if (m->must_tell)
@@ -230,6 +235,7 @@ static void offer(struct godwit_migration *m)
     begin.pid = (uint32_t)m->pid;
     begin.command = m->journal.command;
     begin.restore = true;
+    begin.lazy = !(m->flags & GODWIT_EAGER);
     begin.options = m->criu_options;
     begin.n_options = criu_count_options(m->criu_options);
     m->sender = sender_new(m->event, m->link, SESSION, &begin, &sender_ops, m);
@@ -261,6 +267,7 @@ static int begin_dump(struct godwit_migration *m, struct error *err)
         .journal = journal,
         .silence_usec = m->silence_usec,
         .options = m->criu_options,
+        .narrow = m->rounds && !(m->flags & GODWIT_NO_SCAN_FILTER),
     };
     m->frozen = true;
     if (freeze_begin(&m->freeze, m->event, &request, &freeze_ops, m, err) < 0)
@@ -281,6 +288,8 @@ static int send_rest(struct godwit_migration *m, struct error *err)
     r = sender_open_directory(m->sender, TAKE_FD(m->freeze.dump.images_fd));
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "criu's images");
+    if (live_list(m, err) < 0)
+        return -1;
     sender_finish(m->sender);
     return 0;
 }
@@ -290,6 +299,8 @@ void migration_enter(struct godwit_migration *m, enum source_state state)
     const char *before = migration_status(m);
     m->state = state;
     m->entered_usec = m->waiting_since = now_usec();
+    if (strcmp(before, migration_status(m)) != 0)
+        migration_report(m, GODWIT_EVENT_STATUS);
     struct error err;
     int r = 0;
     switch (state) {
@@ -298,6 +309,9 @@ void migration_enter(struct godwit_migration *m, enum source_state state)
         break;
     case SOURCE_OFFERING:
         offer(m);
+        break;
+    case SOURCE_COPYING:
+        live_begin(m);
         break;
     case SOURCE_DUMPING:
         r = begin_dump(m, &err);
@@ -323,8 +337,6 @@ void migration_enter(struct godwit_migration *m, enum source_state state)
     }
     if (r < 0)
         migration_happens(m, EVENT_CANCEL, &err);
-    if (strcmp(before, migration_status(m)) != 0 && !m->over)
-        migration_report(m, GODWIT_EVENT_STATUS);
     migration_check_end(m);
 }
 
@@ -398,6 +410,7 @@ static void on_sender_changed(struct sender *sender, void *user)
         migration_happens(m, EVENT_ACCEPTED, NULL);
         return;
     case SENDER_ACKED:
+        m->acked_usec = now_usec();
         migration_happens(m, EVENT_ACKED, NULL);
         return;
     case SENDER_FAILED:
@@ -452,9 +465,15 @@ static void take_findings(struct godwit_migration *m, const Godwit__Pb__Findings
 static void take_restored(struct godwit_migration *m, const Godwit__Pb__Standing *standing)
 {
     uint64_t now = now_usec();
-    if (m->state == SOURCE_COMMITTED && m->frozen && m->freeze.frozen_usec)
-        m->result.downtime_usec =
-            now - m->freeze.frozen_usec - MIN(standing->ago_usec, now - m->freeze.frozen_usec);
+    const struct freeze *freeze = &m->freeze;
+    if (m->state == SOURCE_COMMITTED && m->frozen && freeze->frozen_usec) {
+        uint64_t ran = now - MIN(standing->ago_usec, now - m->decided_usec);
+        m->result.downtime_usec = ran - freeze->frozen_usec;
+        m->result.dump_usec = freeze->held_usec - freeze->frozen_usec;
+        m->result.send_usec = m->acked_usec - freeze->held_usec;
+        m->result.restore_usec = m->decided_usec - m->acked_usec;
+        m->result.commit_usec = ran - m->decided_usec;
+    }
     migration_happens(m, EVENT_RESTORED, NULL);
 }
 
@@ -609,6 +628,7 @@ static uint64_t patience_usec(const struct godwit_migration *m)
     case SOURCE_OFFERING:
     case SOURCE_SENDING:
         return ANSWER_SILENCES * m->silence_usec;
+    case SOURCE_COPYING:
     case SOURCE_DUMPING:
         return STALL_SILENCES * m->silence_usec;
     case SOURCE_PREPARING:

@@ -2,16 +2,19 @@
 #pragma once
 /*
  * A migration from the inside: api.c makes it, starts it and tells what came of it; migration.c is
- * the machine between.  All on the caller's thread.
+ * the machine between, live.c what it does while the process still runs.  All on the caller's
+ * thread.
  */
 #include <systemd/sd-event.h>
 
 #include "godwit.h"
 #include "migrate/commit.h"
+#include "migrate/converge.h"
 #include "migrate/freeze.h"
 #include "migrate/journal.h"
 #include "migrate/place.h"
 #include "migrate/preflight.h"
+#include "migrate/rounds.h"
 #include "migrate/sender.h"
 #include "wire/link.h"
 #include "wire/target.h"
@@ -23,6 +26,7 @@ struct godwit_migration {
     char **criu_options; /* ended by NULL */
     struct target target;
     uint64_t silence_usec;
+    uint64_t bytes_per_sec; /* at most that fast, while the process runs; 0: no limit */
     uint32_t flags;
     godwit_event_fn *on_event;
     void *user;
@@ -35,7 +39,7 @@ struct godwit_migration {
     bool resumed;   /* from the journal: there is nothing here but the verdict */
     bool must_tell; /* the destination may hold a copy, and has to hear the verdict */
     bool told;
-    uint64_t began_usec, entered_usec, progress_usec, decided_usec;
+    uint64_t began_usec, entered_usec, progress_usec, acked_usec, decided_usec;
     uint64_t progress_bytes, waiting_since;
     struct godwit_result result;
     char host[65];
@@ -57,6 +61,10 @@ struct godwit_migration {
     uint64_t total_bytes;
     struct journal_entry journal;
     struct sender *sender;
+    struct rounds *rounds; /* NULL: it was not asked for */
+    struct converge converge;
+    uint64_t round_bytes; /* to be sent in the present round */
+    bool told_skipped;
     struct freeze freeze;
     bool frozen; /* freeze is open */
     bool criu_failed;
@@ -73,6 +81,11 @@ void migration_happens(struct godwit_migration *m, enum source_event event,
 void migration_enter(struct godwit_migration *m, enum source_state state);
 void migration_tick(struct godwit_migration *m);
 void migration_cancel(struct godwit_migration *m);
+
+/* Copies while the process runs, until EVENT_COPIED; and when it stands still, tells what exists.
+ */
+void live_begin(struct godwit_migration *m);
+int live_list(struct godwit_migration *m, struct error *err);
 
 /* It is over, with m->reason: its code is the result's. */
 void migration_over(struct godwit_migration *m);

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The rounds of a migration: what is copied while the process runs, and when that ends. */
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "migrate/migration.h"
+
+/* ---- telling ---- */
+
+static void tell(struct godwit_migration *m, const char *format, ...) _printf_(2, 3);
+
+static void tell(struct godwit_migration *m, const char *format, ...)
+{
+    char text[400];
+    va_list ap;
+    va_start(ap, format);
+    vsnprintf(text, sizeof(text), format, ap);
+    va_end(ap);
+    struct findings findings = {0};
+    findings_add(&findings, GODWIT__PB__FINDING__SEVERITY__WARNING, "live", "", "%s", text);
+    for (size_t i = 0; i < findings.count; i++)
+        migration_report_finding(m, findings.list[i]);
+    findings_free(&findings);
+}
+
+static void tell_skipped(struct godwit_migration *m, const struct rounds_stats *stats)
+{
+    if (stats->skipped == 0 || m->told_skipped)
+        return;
+    m->told_skipped = true;
+    tell(m, "%u of %u processes cannot be followed while they run, and stand still longer: %s",
+         stats->skipped, stats->skipped + stats->tasks, stats->reason.text);
+}
+
+static void tell_why_now(struct godwit_migration *m, enum converge_verdict verdict)
+{
+    double predicted = (double)m->converge.predicted_usec / USEC_PER_MSEC;
+    double target = (double)m->converge.target_usec / USEC_PER_MSEC;
+    const char *why = verdict == CONVERGE_LIMIT ? "no more rounds or time are allowed"
+                                                : "further rounds do not lower that";
+    tell(m,
+         "a downtime of some %.0f ms is expected, more than the %.0f ms that were asked for: the "
+         "process writes %.0f MB/s, %.0f MB/s are sent, %.0f ms are the cost of its size; %s",
+         predicted, target, (double)m->converge.written_bytes_per_sec / 1e6,
+         (double)m->converge.sent_bytes_per_sec / 1e6,
+         (double)converge_fixed_usec(m->converge.memory_bytes) / USEC_PER_MSEC, why);
+}
+
+/* ---- rounds ---- */
+
+static void begin_round(struct godwit_migration *m)
+{
+    struct error err;
+    if (rounds_begin(m->rounds, &err) < 0) {
+        migration_happens(m, EVENT_CANCEL, &err);
+        return;
+    }
+    const struct rounds_stats *stats = rounds_stats(m->rounds);
+    tell_skipped(m, stats);
+    m->round_bytes = stats->written_pages * PAGE_BYTES;
+    migration_report(m, GODWIT_EVENT_PROGRESS);
+}
+
+static void give_up(struct godwit_migration *m)
+{
+    struct error err;
+    error_set(&err, FAILURE_ABORTED,
+              "a downtime of %.0f ms is expected and %.0f ms are allowed (--strict): the process "
+              "writes %.0f MB/s, and %.0f MB/s are sent",
+              (double)m->converge.predicted_usec / USEC_PER_MSEC,
+              (double)m->converge.target_usec / USEC_PER_MSEC,
+              (double)m->converge.written_bytes_per_sec / 1e6,
+              (double)m->converge.sent_bytes_per_sec / 1e6);
+    migration_happens(m, EVENT_CANCEL, &err);
+}
+
+static void on_round_over(struct rounds *rounds, void *user)
+{
+    struct godwit_migration *m = user;
+    const struct rounds_stats *stats = rounds_stats(rounds);
+    struct converge_round round = {
+        .number = stats->round,
+        .written = stats->written_pages * PAGE_BYTES,
+        .written_usec = stats->since_usec,
+        .usec = stats->usec,
+        .elapsed_usec = now_usec() - m->entered_usec,
+    };
+    if (m->state != SOURCE_COPYING)
+        return;
+    m->result.rounds = stats->round;
+    if (stats->round == 1) {
+        m->result.first_round_usec = stats->usec;
+        m->result.first_round_bytes = stats->bytes;
+    }
+    enum converge_verdict verdict = converge_round(&m->converge, &round);
+    bool late = m->converge.predicted_usec > m->converge.target_usec;
+    if (verdict == CONVERGE_AGAIN) {
+        begin_round(m);
+    } else if (late && m->flags & GODWIT_STRICT) {
+        give_up(m);
+    } else {
+        if (late)
+            tell_why_now(m, verdict);
+        migration_happens(m, EVENT_COPIED, NULL);
+    }
+}
+
+static const struct rounds_ops rounds_ops = {.over = on_round_over};
+
+void live_begin(struct godwit_migration *m)
+{
+    if (m->flags & GODWIT_STOP_AND_COPY) {
+        migration_happens(m, EVENT_COPIED, NULL);
+        return;
+    }
+    m->converge.memory_bytes = m->total_bytes;
+    m->rounds = rounds_new(m->sender, m->pid, m->bytes_per_sec, &rounds_ops, m);
+    struct error err;
+    error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "the rounds of copying");
+    if (m->rounds)
+        begin_round(m);
+    else
+        migration_happens(m, EVENT_CANCEL, &err);
+}
+
+int live_list(struct godwit_migration *m, struct error *err)
+{
+    if (!m->rounds)
+        return 0;
+    if (!m->freeze.narrowed && rounds_stats(m->rounds)->tasks > 0)
+        tell(m, "criu has dumped all memory again while the process stood still: it cannot be "
+                "shown only what was written (a static criu?)");
+    return rounds_list(m->rounds, err);
+}
