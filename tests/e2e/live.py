@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What test_live.py is made of: the workload `churn`, hosts that it moves between, and what a migration told of itself."""
+
+import json
+import os
+import random
+import re
+import struct
+import subprocess
+
+import pytest
+
+from bed import SHARED, wait_for, workload
+from failures import program as program_of
+from godwit import REFUSED, program
+
+CACHE_FILES = ("cache.sock", "cache.sock.lock", "image-cache.log", "images", "streamer-serve.sock")
+PAGER = "godwit-pager"
+PATIENCE = 40
+
+
+def offered():
+    """The options of `godwit migrate`, without their dashes."""
+    text = subprocess.run([program(), "migrate", "--help"], capture_output=True, text=True).stdout
+    return set(re.findall(r"--([a-z-]+)", text))
+
+
+def needs(*options):
+    """Skips the test as long as `godwit migrate` has not these options."""
+    missing = [o for o in options if o.lstrip("-") not in offered()]
+    if missing:
+        pytest.skip(f"godwit migrate has no {' '.join(missing)}")
+
+
+def new_seed():
+    """GODWIT_SEED, or one that is printed, so that a failure can be repeated."""
+    seed = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1, 1 << 30))
+    print(f"GODWIT_SEED={seed}")
+    return seed
+
+
+class Face:
+    """What churn shows: struct face of tests/workloads/churn.h."""
+
+    NAMES = "counter beat longest_gap pid seed wanted answered forks execs written told".split()
+    NUMBERS, TEXT, SLOTS = 16, 104, 616
+    SIZE = SLOTS + 16 * 32
+    WANTED = NUMBERS + 8 * NAMES.index("wanted")
+
+    def __init__(self, data):
+        self.state = data[:16].split(b"\0")[0].decode()
+        for name, value in zip(self.NAMES, struct.unpack_from(f"<{len(self.NAMES)}Q", data, self.NUMBERS)):
+            setattr(self, name, value)
+        self.text = data[self.TEXT:self.SLOTS].split(b"\0")[0].decode()
+        self.steps = struct.unpack_from("<64Q", data, self.SLOTS)[::2]
+
+
+class Churn:
+    """The workload `churn`; its face is on the tmpfs that all hosts see."""
+
+    def __init__(self, host, *argv, name="churn", seed=None, slots=2):
+        self.path, self.home, self.slots = f"{SHARED}/{name}", host, slots
+        self.seed = seed or new_seed()
+        self.pid = host.spawn([workload("churn"), self.path, "--seed", self.seed, *argv])
+        self.wait_begun()
+
+    def wait_begun(self):
+        wait_for(lambda: self._size() == Face.SIZE and self.face().state not in ("", "starting"), PATIENCE, "churn to begin")
+
+    def _size(self):
+        path = self.home.path(self.path)
+        return path.stat().st_size if path.exists() else 0
+
+    def face(self):
+        return Face(self.home.path(self.path).read_bytes())
+
+    def write(self, offset, number):
+        fd = os.open(self.home.path(self.path), os.O_WRONLY)
+        try:
+            os.pwrite(fd, struct.pack("<Q", number), offset)
+        finally:
+            os.close(fd)
+
+    def right(self):
+        """Its face; AssertionError, with what it said, if it has found something wrong."""
+        face = self.face()
+        assert face.state == "running", f"churn is {face.state}: {face.text} (GODWIT_SEED={self.seed})"
+        return face
+
+    def alive_on(self, host):
+        assert host.pid_alive(self.pid), f"churn has died on {host.name}: {self.face().text} (GODWIT_SEED={self.seed})"
+
+    def ask(self):
+        """Has everything checked once; returns what its face will show as answered."""
+        wanted = self.face().wanted + 1
+        self.write(Face.WANTED, wanted)
+        return wanted
+
+    def wait_answer(self, host, wanted, timeout=PATIENCE):
+        def answered():
+            face = self.right()
+            self.alive_on(host)
+            return face.answered == wanted
+
+        wait_for(answered, timeout, lambda: f"churn to have checked all it has on {host.name}, {self.face().__dict__}")
+
+    def check_all(self, host, timeout=PATIENCE):
+        """Waits until every page of every process of it has been looked at, on this host."""
+        self.wait_answer(host, self.ask(), timeout)
+
+    def runs_on(self, host, timeout=PATIENCE):
+        """Every thread (and child that has a slot) goes on, on this host."""
+        before = self.face().steps
+
+        def moved_on():
+            steps = self.right().steps
+            self.alive_on(host)
+            return all(steps[i] > before[i] for i in range(self.slots))
+
+        wait_for(moved_on, timeout, lambda: f"all of churn to go on on {host.name}: {before} {self.face().steps}")
+
+    def tree(self, host):
+        """Pids of all its processes on a host."""
+        return [pid for pid in host.pids() if program_of(host, pid) == "churn" and host.pid_alive(pid)]
+
+    def end(self, host):
+        host.kill(self.pid)
+        host.wait_dead(self.pid)
+        host.wait_for(lambda: not self.tree(host), what="its children to end")
+
+
+class Between:
+    """Two hosts with an image-cache each, and what moves from one to the other."""
+
+    def __init__(self, a, b):
+        self.here, self.there = a, b
+        for side in (a, b):
+            side.cache("--accept")
+
+    def begin(self, pid, *argv):
+        return self.here.begin_migrate(pid, self.there.host.address, "--json", *argv)
+
+    def move(self, churn, *argv, code=0, timeout=60):
+        """Moves it once, and checks all that can be checked; returns what `migrate --json` told."""
+        for attempt in range(3):
+            migrate = self.begin(churn.pid, *argv)
+            out, err = migrate.process.communicate(timeout=timeout)
+            status = migrate.process.returncode
+            # A child's pid may happen to be in use there: pre-flight says so, and nothing was touched.
+            if status != REFUSED or "is taken" not in out + err:
+                break
+        assert status == code, f"migrate: {status} {err}\n{out}\n{self.here.logs()}\n{self.there.logs()}"
+        if code == 0:
+            self.arrived(churn)
+        return Told(out)
+
+    def arrived(self, churn):
+        source, target = self.here, self.there
+        source.host.wait_for(lambda: not churn.tree(source.host), what="its processes to end at the source")
+        churn.runs_on(target.host)
+        churn.check_all(target.host)
+        assert not churn.tree(source.host)
+        self.here, self.there = target, source
+        self.nothing_left()
+
+    def nothing_left(self):
+        """No file, snapshot or program of ours is left on either host; what fills the process is waited for."""
+        for side in (self.here, self.there):
+            side.host.wait_for(lambda s=side: not ours(s), 20, lambda s=side: f"our programs to end on {s.host.name}: {ours(s)}")
+            side.wait_gone(*CACHE_FILES)
+            assert side.files("/run/godwit/images") == [] and side.snapshots() == {}
+            assert side.used_bytes() == 0
+
+
+def ours(side):
+    """{pid: name} of what a migration starts and ends again, on a host."""
+    cache = side.daemons[-1].pid
+    found = {pid: program_of(side.host, pid) or "" for pid in side.host.pids() if pid != cache and side.host.pid_alive(pid)}
+    return {pid: name for pid, name in found.items() if name in ("criu", "godwit", "godwit-hook")} | {
+        pid: PAGER for pid in pagers(side)}
+
+
+def pagers(side):
+    """Pids of the pagers on a host, leader and standby."""
+    return [pid for pid in side.host.pids() if side.host.read(f"/proc/{pid}/comm", "").strip() == PAGER[:15]]
+
+
+class Told:
+    """The lines of `godwit migrate --json`."""
+
+    def __init__(self, text):
+        self.lines = [json.loads(line) for line in text.splitlines()]
+        self.last = self.lines[-1]
+
+    @property
+    def downtime(self):
+        return self.last["downtime"]
+
+    @property
+    def rounds(self):
+        """The number of the last round before the freeze; None when it does not tell."""
+        numbers = [line["round"] for line in self.lines if "round" in line]
+        return self.last.get("rounds", max(numbers) if numbers else None)
+
+    def rate_of_rounds(self):
+        """Bytes a second between the first and last line of the phase in which memory flows while the process runs."""
+        marked = [line for line in self.lines if "round" in line and "ram" in line]
+        lines = marked or [line for line in self.lines if line.get("status") == "active"]
+        assert len(lines) > 2, f"too few lines to tell a rate: {self.lines}"
+        first, last = lines[0], lines[-1]
+        return (last["ram"]["transferred"] - first["ram"]["transferred"]) / (last["total-time"] - first["total-time"]) * 1000
+
+

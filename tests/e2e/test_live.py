@@ -1,0 +1,483 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live migration, judged by a workload that does everything to its memory and knows every byte of it (churn.c).
+
+After each move: the process runs on exactly one host, everything in it has been checked, and nothing of ours is left.
+GODWIT_LIVE_LOOPS=N moves each kind N times there and back (default 1), GODWIT_SEED=S rolls the same dice, GODWIT_FULL=1
+measures memory with 1 GiB instead of less.  A test that wants an option of `godwit migrate` is skipped as long as there
+is none.
+"""
+
+import mmap
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from bed import SHARED, wait_for, workload
+from failures import FULL
+from godwit import ABORTED, MIB, REFUSED, check_memory
+from live import Between, Churn, Told, needs, new_seed, ours, pagers
+from test_memory import fields
+
+LOOPS = int(os.environ.get("GODWIT_LIVE_LOOPS", "1"))
+
+KINDS = {  # name: (arguments, threads and children that have a slot)
+    "one thread": (["--threads", 1, "--mib", 16], 1),
+    "four threads": (["--threads", 4, "--mib", 48], 4),
+    "large": (["--threads", 2, "--mib", 160, "--rate", 150, "--exec-ms", 0], 2),
+    "unbridled": (["--threads", 2, "--mib", 32, "--rate", 0, "--exec-ms", 0], 2),
+    "only writes": (["--exec-ms", 0, "--fork-ms", 0, *(f"--no-{k}" for k in ("map", "remap", "protect", "discard", "free",
+                                                                          "file", "memfd", "shared", "huge", "brk"))], 2),
+    "maps": (["--mib", 8, "--rate", 200, "--fork-ms", 0, "--exec-ms", 0, "--no-stack", "--no-board"], 2),
+    "prefork": (["--threads", 1, "--prefork", 3, "--fork-ms", 100, "--exec-ms", 0], 4),
+    "exec": (["--threads", 3, "--mib", 12, "--exec-ms", 120, "--fork-ms", 100], 3),
+    "seccomp": (["--seccomp", 1, "--mib", 16], 2),
+}
+
+
+@pytest.fixture
+def between(two):
+    return Between(*two)
+
+
+def start(between, kind, *more, **kw):
+    arguments, slots = KINDS[kind]
+    return Churn(between.here.host, *arguments, *more, slots=slots, **kw)
+
+
+# ---- the workload itself ----
+
+def watched(host, *arguments):
+    """A churn of which the exit status is seen; (process, Churn)."""
+    churn = Churn.__new__(Churn)
+    churn.path, churn.home, churn.slots, churn.seed = f"{SHARED}/watched", host, 2, new_seed()
+    with open(host.path("/tmp/watched"), "wb") as out:
+        process = host.popen([workload("churn"), churn.path, "--seed", churn.seed, *arguments], stdout=out, stderr=out)
+    churn.pid = process.host_pid
+    churn.wait_begun()
+    return process, churn
+
+
+def test_churn_is_right_by_itself(hosts):
+    """All it does, and nobody does anything to it."""
+    process, churn = watched(hosts[0], "--threads", 3, "--prefork", 1, "--seconds", 4, "--exec-ms", 500, "--fork-ms", 50,
+                             "--seccomp", 1)
+    churn.check_all(hosts[0])
+    assert process.wait(40) == 0, churn.face().text
+    face = churn.face()
+    assert face.state == "ended" and face.forks > 5 and face.execs > 2, face.__dict__
+
+
+PAGE = 4096
+
+
+def flip(page, old):
+    i = random.randrange(PAGE)
+    return page[:i] + bytes([page[i] ^ 1 << random.randrange(8)]) + page[i + 1:]
+
+
+def lose(page, old):
+    return bytes(PAGE)
+
+
+def go_back(page, old):
+    return old
+
+
+def a_page(host, pid):
+    """The address of some page of a slice that can be written, or None."""
+    areas = [line.split() for line in host.read(f"/proc/{pid}/maps").splitlines() if line.startswith("1000") and " rw-p " in line]
+    if not areas:
+        return None
+    low, high = (int(n, 16) for n in random.choice(areas)[0].split("-"))
+    return random.randrange(low, high, PAGE)
+
+
+def damage(host, pid, how, seen):
+    """Does it to some page; its address, or None if this one cannot be damaged so.  seen: contents of before, by address."""
+    with open(host.path(f"/proc/{pid}/mem"), "r+b", buffering=0) as memory:
+        at = a_page(host, pid)
+        try:
+            page = os.pread(memory.fileno(), PAGE, at) if at else bytes(PAGE)
+            changed = how(page, seen.get(at, page))
+            seen[at] = page
+            if changed == page or not any(page) or (how is go_back and not any(changed)):
+                return None
+            os.pwrite(memory.fileno(), changed, at)
+        except OSError:  # it has been unmapped
+            return None
+    return at
+
+
+@pytest.mark.parametrize("how, said", [(flip, ["expected"]), (lose, ["all zeroes"]),
+                                       (go_back, ["there before", "there just before", "written last is missing"])])
+def test_churn_sees_damage(hosts, how, said):
+    """A bit, a page of zeroes, a page of earlier: it is told, with the address, and the process ends with an error."""
+    host = hosts[0]
+    process, churn = watched(host, "--mib", 1, "--rate", 20, "--exec-ms", 0, "--fork-ms", 0)
+    damaged, seen, end = set(), {}, time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            damaged.add(damage(host, churn.pid, how, seen))
+        except (FileNotFoundError, ProcessLookupError):
+            break  # it has ended
+        if how is not go_back or len(damaged) > 3:
+            churn.ask()
+    assert process.wait(10) == 1
+    face = churn.face()
+    assert face.state == "corrupt" and any(s in face.text for s in said), face.text
+    told = int(face.text.split("0x")[1].split(":")[0], 16)
+    assert told // PAGE * PAGE in damaged
+    assert face.text in host.read("/tmp/watched") and f"seed {churn.seed}" in face.text
+
+
+def test_churn_sees_a_second_copy(hosts):
+    """Somebody else who counts its steps: what a process does that runs twice, or began again from an older state."""
+    process, churn = watched(hosts[0], "--mib", 4, "--exec-ms", 0)
+    churn.write(churn.face().SLOTS, 7)
+    assert process.wait(10) == 1
+    assert "runs twice" in churn.face().text
+
+
+def test_churn_sees_a_child_that_died(hosts):
+    process, churn = watched(hosts[0], "--mib", 4, "--prefork", 1)
+    child = next(pid for pid in churn.tree(hosts[0]) if pid != churn.pid)
+    hosts[0].kill(child)
+    assert process.wait(10) == 1
+    assert f"child {child} ended" in churn.face().text
+
+
+# ---- there and back ----
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back(between, kind):
+    churn = start(between, kind)
+    for _ in range(2 * LOOPS):
+        told = between.move(churn)
+        print(f"down {told.downtime:.0f} ms, {told.last['ram']['transferred'] / MIB:.1f} MiB")
+    assert churn.face().longest_gap > 0
+    churn.end(between.here.host)
+
+
+def test_several_at_once(between):
+    """Migrations do not mix up what they carry."""
+    churns = [start(between, "one thread", name=f"churn{i}") for i in range(2)]
+    running = [between.begin(c.pid) for c in churns]
+    for migrate in running:
+        migrate.end(timeout=60)
+    for churn in churns:
+        churn.runs_on(between.there.host)
+        churn.check_all(between.there.host)
+        assert not between.here.host.pid_alive(churn.pid)
+    between.nothing_left()
+
+
+def test_cancelled_in_the_midst(between):
+    """At any moment, again and again: it runs on undisturbed, and can be moved in the end."""
+    churn = start(between, "four threads")
+    rng = random.Random(churn.seed)
+    for _ in range(4):
+        migrate = between.begin(churn.pid)
+        time.sleep(rng.uniform(0, 0.3))
+        migrate.process.send_signal(signal.SIGINT)
+        out, err = migrate.process.communicate(timeout=30)
+        if migrate.process.returncode == 0:
+            between.arrived(churn)
+            continue
+        assert migrate.process.returncode in (ABORTED, REFUSED), (out, err)
+        churn.runs_on(between.here.host)
+        churn.check_all(between.here.host)
+        between.nothing_left()
+    between.move(churn)
+
+
+# ---- processes in unusual states ----
+
+TRACER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+pid = int(sys.argv[1])
+if libc.ptrace(0x4206, pid, 0, 0) < 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+print("traced", flush=True)
+while True:
+    _, status = os.waitpid(pid, 0x40000000)
+    if not os.WIFSTOPPED(status):
+        break
+    libc.ptrace(7, pid, 0, os.WSTOPSIG(status) if status >> 16 == 0 else 0)
+"""
+
+
+def test_traced(between):
+    """A debugger is at it: godwit says so, and neither of the two is disturbed."""
+    churn = start(between, "one thread", "--exec-ms", 0, "--fork-ms", 0)
+    tracer = between.here.host.popen(["/usr/bin/python3", "-c", TRACER, churn.pid], stdout=subprocess.PIPE)
+    assert tracer.stdout.readline() == "traced\n"
+    migrate = between.begin(churn.pid)
+    out, err = migrate.process.communicate(timeout=60)
+    assert migrate.process.returncode in (REFUSED, ABORTED), (migrate.process.returncode, out, err)
+    print(migrate.process.returncode, err)
+    churn.runs_on(between.here.host)
+    churn.check_all(between.here.host)
+    assert tracer.poll() is None
+    tracer.kill()
+    tracer.communicate()
+    if migrate.process.returncode == ABORTED:
+        for path in between.here.host.path("/run/godwit").glob("migrate-*/dump.log"):
+            path.unlink()
+            path.parent.rmdir()
+    between.move(churn)
+
+
+def test_stopped(between):
+    """It arrives as stopped as it was, and goes on when it is told to."""
+    churn = start(between, "one thread", "--fork-ms", 0)
+    host, there = between.here.host, between.there.host
+    host.pause_process(churn.pid)
+    between.begin(churn.pid).end(timeout=60)
+    assert there.state(churn.pid) == "T" and not host.pid_alive(churn.pid)
+    there.resume_process(churn.pid)
+    between.arrived(churn)
+
+
+def test_seccomp_filter_stays(between):
+    """What forbade userfaultfd to the process does so after the move."""
+    churn = start(between, "seccomp")
+    between.move(churn)
+    assert between.here.host._status(churn.pid, "Seccomp") == "2"
+    churn.runs_on(between.here.host)
+
+
+def test_many_areas(between):
+    """Thousands of mappings, most of them of a page."""
+    churn = start(between, "maps", "--mib", 64, "--no-huge")
+    between.here.host.wait_for(lambda: len(between.here.host.read(f"/proc/{churn.pid}/maps").splitlines()) > 1000, 30,
+                               "a thousand areas")
+    between.move(churn)
+
+
+# ---- options of `godwit migrate` ----
+
+@pytest.mark.parametrize("options", [["--verify"], ["--eager"], ["--stop-and-copy"], ["--tracker", "compare"], ["--tracker", "uffd-wp"],
+                                     ["--downtime", 1000], ["--downtime", 20], ["--max-rounds", 0], ["--max-rounds", 5],
+                                     ["--eager", "--verify"], ["--stop-and-copy", "--verify"], ["--tracker", "compare", "--verify"]],
+                         ids=lambda o: " ".join(map(str, o)))
+def test_option(between, options):
+    """Each way of moving is as exact as the others."""
+    needs(*(o for o in options if str(o).startswith("--")))
+    churn = start(between, "four threads")
+    for _ in range(2 * LOOPS):
+        told = between.move(churn, *options)
+        if "--max-rounds" in options and told.rounds is not None:
+            assert told.rounds <= options[options.index("--max-rounds") + 1]
+    print(f"down {told.downtime:.0f} ms, rounds {told.rounds}")
+
+
+def has_soft_dirty():
+    """Whether this kernel keeps a bit per page that tells of writes."""
+    with mmap.mmap(-1, PAGE) as memory, open("/proc/self/pagemap", "rb") as pagemap, open("/proc/self/maps") as maps:
+        memory[:8] = b"w" * 8
+        del maps
+        at = next((a for a in own_areas() if own_byte(a) == b"wwwwwwww"), None)
+        if at is None:
+            return False
+        with open("/proc/self/clear_refs", "w") as clear:
+            clear.write("4")
+
+        def bit():
+            return os.pread(pagemap.fileno(), 8, at // PAGE * 8)[6] >> 7
+
+        before = bit()
+        memory[0:1] = b"x"
+        return not before and bool(bit())
+
+
+def own_areas():
+    return [int(line.split("-")[0], 16) for line in open("/proc/self/maps") if " rw-" in line]
+
+
+def own_byte(at):
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        try:
+            return os.pread(memory.fileno(), 8, at)
+        except OSError:
+            return b""
+
+
+def test_soft_dirty(between):
+    needs("--tracker")
+    churn = start(between, "four threads")
+    if has_soft_dirty():
+        between.move(churn, "--tracker", "soft-dirty")
+        return
+    migrate = between.begin(churn.pid, "--tracker", "soft-dirty")
+    out, err = migrate.process.communicate(timeout=60)
+    assert migrate.process.returncode != 0 and "soft-dirty" in out + err
+    churn.runs_on(between.here.host)
+    churn.check_all(between.here.host)
+
+
+def test_strict(between):
+    """A downtime that cannot be kept: with --strict it runs on at the source, as if nothing had been tried."""
+    needs("--strict", "--downtime", "--max-rounds")
+    churn = start(between, "unbridled")
+    between.move(churn, "--strict", "--downtime", 1, "--max-rounds", 2, code=ABORTED)
+    churn.runs_on(between.here.host)
+    churn.check_all(between.here.host)
+    assert not churn.tree(between.there.host)
+    between.nothing_left()
+    between.move(churn, "--strict", "--downtime", 20000)
+
+
+@pytest.mark.parametrize("mib_per_second", [32, 96])
+def test_bandwidth(between, mib_per_second):
+    """The rate of the rounds is the one that was asked for, within a tenth."""
+    needs("--bandwidth")
+    churn = start(between, "large", "--mib", 4 * mib_per_second, "--rate", mib_per_second // 8)
+    rate = between.move(churn, "--bandwidth", f"{mib_per_second}M").rate_of_rounds()
+    print(f"{rate / MIB:.1f} MiB/s of {mib_per_second}")
+    assert 0.9 <= rate / (mib_per_second * MIB) <= 1.1
+
+
+# ---- the pager ----
+
+class PagerKiller:
+    """Kills one of a host's two pagers at random moments, for as long as there are any."""
+
+    def __init__(self, side, seed, which):
+        self.side, self.rng, self.which = side, random.Random(seed), which
+        self.kills = self.while_filling = 0
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def _filling(self):
+        return any(s["state"] == "filling" for s in self.side.snapshots().values())
+
+    def _run(self):
+        while not self.over.is_set():
+            found = sorted(pagers(self.side))
+            if len(found) < 2:
+                continue
+            time.sleep(self.rng.choice([0, 0, self.rng.uniform(0, 0.03)]))
+            # A standby is made by its leader, so it is the younger of the two.
+            victim = {"leader": found[0], "standby": found[-1], "either": self.rng.choice(found)}[self.which]
+            filling = self._filling() if self.rng.random() < 0.3 else False
+            try:
+                self.side.host.kill(victim)
+            except ProcessLookupError:
+                continue
+            self.kills += 1
+            self.while_filling += filling
+            while not self.over.is_set() and victim in pagers(self.side):
+                time.sleep(0.001)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.over.set()
+        self.thread.join()
+
+
+@pytest.mark.parametrize("which", ["leader", "standby", "either"])
+def test_pager_is_killed(between, which):
+    """The fill goes on, and not one byte is wrong."""
+    needs("--eager")
+    churn = start(between, "large", "--mib", 512 if FULL else 256)
+    rng, kills = random.Random(churn.seed), 0
+    for _ in range(2 * LOOPS):
+        with PagerKiller(between.there, rng.random(), which) as killer:
+            between.begin(churn.pid).end(timeout=60)
+            between.arrived(churn)
+        kills += killer.kills
+        print(f"{killer.kills} kills, {killer.while_filling} seen to be filling")
+    assert kills > 0, "no pager was there to be killed"
+
+
+def test_both_pagers_are_killed(between):
+    """Nobody can fill it any more: it is ended, and does not go on with zeroes."""
+    needs("--eager")
+    churn = start(between, "large", "--mib", 256)
+    migrate, there = between.begin(churn.pid), between.there
+    wait_for(lambda: len(pagers(there)) >= 2 and churn.tree(there.host) or migrate.ended, 30, "the pagers", every=0.001)
+    for pid in pagers(there):
+        there.host.kill(pid)
+    migrate.process.communicate(timeout=60)
+    if there.host.pid_alive(churn.pid) and churn.face().state == "running":
+        churn.check_all(there.host)  # the fill was over before
+        return
+    wait_for(lambda: not churn.tree(there.host) and not churn.tree(between.here.host), 20, "it to be ended")
+
+
+# ---- memory ----
+
+MEMORY_MIB = 1024 if FULL else 256
+
+
+class Peaks:
+    """The most that the image-cache of a host took, and that with the tasks; sampled as fast as can be."""
+
+    def __init__(self, side, cache):
+        self.side, self.cache = side, cache
+        self.store = self.all = self.samples = 0
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        host = self.side.host
+        while not self.over.is_set():
+            store = self.side.tmpfs_used() + fields(host, f"/proc/{self.cache.pid}/status").get("RssAnon", 0)
+            tasks = 0
+            for pid in host.pids():
+                if pid != self.cache.pid:
+                    rollup = fields(host, f"/proc/{pid}/smaps_rollup")
+                    tasks += rollup.get("Pss_Anon", 0) + rollup.get("Pss_Shmem", 0)
+            self.store, self.all = max(self.store, store), max(self.all, store + tasks)
+            self.samples += 1
+            time.sleep(0.005)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.over.set()
+        self.thread.join()
+
+
+def move_large(between, *options):
+    """Moves a selfcheck that dirties 20 MB/s; (bytes of the process, Peaks, Told)."""
+    here, there, path = between.here, between.there, f"{SHARED}/large"
+    pid = here.host.spawn([workload("selfcheck"), MEMORY_MIB, path, 20])
+    here.host.wait_text(path, "ok 0", 60)
+    size = here.host.rss(pid)
+    with Peaks(there, there.daemons[-1]) as peaks:
+        migrate = between.begin(pid, *options).end(timeout=120)
+        check_memory(there.host, pid, path, 1)
+        there.host.wait_for(lambda: not ours(there), 30, lambda: f"the fill to end: {ours(there)}")
+    assert peaks.samples > 10
+    print(f"process {size / MIB:.0f} MiB, image-cache at most {peaks.store / MIB:.0f}, with the tasks {peaks.all / MIB:.0f}")
+    return size, peaks, Told(migrate.out)
+
+
+@pytest.mark.timeout(240)
+def test_rounds_take_the_memory_of_one(between):
+    """Ten rounds over 1 GiB: the image-cache takes 1.1 GiB and 64 MiB at most."""
+    needs("--max-rounds", "--downtime")
+    size, peaks, told = move_large(between, "--max-rounds", 10, "--downtime", 1)
+    assert told.rounds is None or told.rounds >= 2
+    assert peaks.store <= 1.1 * size + 64 * MIB
+
+
+@pytest.mark.timeout(240)
+def test_fill_gives_memory_back(between):
+    """The destination's peak, store and tasks together, is at most 1.2 times the process."""
+    needs("--eager")
+    size, peaks, _ = move_large(between)
+    assert peaks.all <= 1.2 * size + (0 if FULL else 16 * MIB)
