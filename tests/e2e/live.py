@@ -7,6 +7,7 @@ import random
 import re
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -88,6 +89,11 @@ class Churn:
         return face
 
     def alive_on(self, host):
+        for _ in range(50):
+            # While a thread that is not the first executes a program, the first looks like a zombie.
+            if host.pid_alive(self.pid):
+                return
+            time.sleep(0.01)
         assert host.pid_alive(self.pid), f"churn has died on {host.name}: {self.face().text} (GODWIT_SEED={self.seed})"
 
     def ask(self):

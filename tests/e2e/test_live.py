@@ -76,7 +76,7 @@ PAGE = 4096
 
 
 def flip(page, old):
-    i = random.randrange(PAGE)
+    i = random.randrange(len(page))
     return page[:i] + bytes([page[i] ^ 1 << random.randrange(8)]) + page[i + 1:]
 
 
@@ -102,7 +102,7 @@ def damage(host, pid, how, seen):
     with open(host.path(f"/proc/{pid}/mem"), "r+b", buffering=0) as memory:
         at = a_page(host, pid)
         try:
-            page = os.pread(memory.fileno(), PAGE, at) if at else bytes(PAGE)
+            page = (at and os.pread(memory.fileno(), PAGE, at)) or bytes(PAGE)  # nothing, if the process has ended
             changed = how(page, seen.get(at, page))
             seen[at] = page
             if changed == page or not any(page) or (how is go_back and not any(changed)):
@@ -255,7 +255,7 @@ def test_seccomp_filter_stays(between):
 
 def test_many_areas(between):
     """Thousands of mappings, most of them of a page."""
-    churn = start(between, "maps", "--mib", 64, "--no-huge")
+    churn = start(between, "maps", "--mib", 64, "--no-huge", "--most", 2)
     between.here.host.wait_for(lambda: len(between.here.host.read(f"/proc/{churn.pid}/maps").splitlines()) > 1000, 30,
                                "a thousand areas")
     between.move(churn)

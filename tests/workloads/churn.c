@@ -12,6 +12,7 @@
  *   --fork-ms N   between children that live for a while (default 300), 0: none
  *   --exec-ms N   between executions of itself (default 5000), 0: none
  *   --seconds N   ends after that, with 0 if all was right
+ *   --most N      pages at a time: few make many areas (default: from one to thousands)
  *   --seccomp 1   a filter that kills whoever calls userfaultfd
  *   --no-KIND     leaves out map, remap, protect, discard, free, file, memfd, shared, huge, brk,
  *                 stack or board
@@ -46,7 +47,7 @@
 #define LETTER_BYTES 6000 /* of its environment */
 
 struct options {
-    uint64_t seed, threads, mib, rate, prefork, fork_ms, exec_ms, seconds, seccomp, limit;
+    uint64_t seed, threads, mib, rate, prefork, fork_ms, exec_ms, seconds, seccomp, most, limit;
     const char *state;
     uint32_t without;
 };
@@ -672,6 +673,7 @@ static void make_slices(void)
         w->mine[w->count++] = &slices[i];
         slices[i].file = &file;
         slices[i].memfd = &memfd;
+        slices[i].most = options.most;
     }
 }
 
@@ -764,6 +766,7 @@ static const struct number {
     {"--exec-ms", &options.exec_ms, 0, 1 << 30},
     {"--seconds", &options.seconds, 0, 1 << 30},
     {"--seccomp", &options.seccomp, 0, 1},
+    {"--most", &options.most, 0, 1 << 20},
     {"--limit", &options.limit, 0, 1 << 30},
 };
 

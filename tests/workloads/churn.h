@@ -87,6 +87,7 @@ struct slice {
     uint64_t sum, seed;
     uint64_t writes; /* numbers the contents, so that no two are alike */
     uint32_t areas;
+    size_t most; /* pages that are chosen at a time; 0: as the dice fall */
     bool heap;
     const struct backing *file, *memfd;
 };

@@ -202,13 +202,15 @@ static bool writable(const struct slice *s, size_t i)
 /* ---- choosing ---- */
 
 /* Mostly few pages, now and then many. */
-static size_t pick_count(struct dice *d, size_t max)
+static size_t pick_count(const struct slice *s, struct dice *d, size_t max)
 {
     static const size_t most[] = {RUN_MAX, 512, 512, 64, 64, 64, 64, 64, 16, 16, 16,
                                   16,      16,  16,  16, 16, 4,  4,  4,  4,  4,  4,
                                   4,       4,   1,   1,  1,  1,  1,  1,  1,  1};
     size_t count = 1 + roll(d, most[roll(d, sizeof(most) / sizeof(most[0]))]);
 
+    if (s->most && count > s->most)
+        count = s->most;
     return count < max ? count : max;
 }
 
@@ -216,7 +218,7 @@ static struct range pick(const struct slice *s, struct dice *d)
 {
     size_t first = roll(d, s->pages);
 
-    return (struct range){first, pick_count(d, s->pages - first)};
+    return (struct range){first, pick_count(s, d, s->pages - first)};
 }
 
 /* Shortens the range to what is mapped (and of that kind, if one is given) without a gap. */
@@ -244,7 +246,7 @@ static bool pick_area(const struct slice *s, struct dice *d, struct range *ret)
         end++;
     *ret = (struct range){first, end - first};
     if (roll(d, 3) || ret->count > RUN_MAX)
-        *ret = (struct range){i, pick_count(d, end - i)};
+        *ret = (struct range){i, pick_count(s, d, end - i)};
     return true;
 }
 
@@ -454,7 +456,7 @@ size_t slice_move(struct slice *s, struct dice *d)
     to.count = from.count;
     size_t how = roll(d, 4);
     if (how == 0 && s->page[from.first].kind == ANON)
-        to.count += pick_count(d, s->pages);
+        to.count += pick_count(s, d, s->pages);
     else if (how == 1)
         to.count = 1 + roll(d, from.count);
     if (!pick_apart(s, d, from, &to) || move(s, from, to, 0) < 0)
@@ -493,7 +495,7 @@ size_t slice_grow(struct slice *s, struct dice *d)
         return 0;
     struct page fresh = {
         .kind = ANON, .prot = s->page[r.first].prot, .area = s->page[r.first].area};
-    size_t more = pick_count(d, holes);
+    size_t more = pick_count(s, d, holes);
     if (mremap(address(s, r), r.count * PAGE, (r.count + more) * PAGE, 0) == MAP_FAILED)
         return 0;
     for (size_t i = 0; i < more; i++)
