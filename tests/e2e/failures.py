@@ -57,7 +57,10 @@ NAMES = {v: n.lower().replace("_", "-") for n, v in FRAMES.items()}
 
 
 def point_name(direction, kind):
-    return f"{direction}:{NAMES.get(kind, kind)}"
+    """kind: a number, or "NUMBER/FLAGS" for frames of a type that have these flags."""
+    number, _, flags = str(kind).partition("/")
+    name = NAMES.get(int(number), number) if number.isdigit() else number
+    return f"{direction}:{name}{'/' if flags else ''}{flags}"
 
 
 # ---- the network of a host ----
@@ -89,7 +92,7 @@ class Man(relay.Relay):
     def __init__(self, host, target):
         super().__init__(("127.0.0.1", PORT), target, [], None)
         self.host = host
-        self.seen = []  # (direction, kind, length)
+        self.seen = []  # (direction, kind, length, flags)
         self.connections = 0  # since the last kick
         self.fired = threading.Event()
         self.is_held = threading.Event()
@@ -138,11 +141,11 @@ class Man(relay.Relay):
         except asyncio.CancelledError:
             return True  # kicked: reset both sides
 
-    def log(self, direction, kind, length, session, item):
+    def log(self, direction, kind, length, session, item, flags=0):
         if kind == "action":
             self.fired.set()
         else:
-            self.seen.append((direction, kind, length))
+            self.seen.append((direction, kind, length, flags))
 
     async def line_from_stdin(self):
         self._release.clear()
@@ -320,11 +323,11 @@ class Lane:
 
     # ---- processes ----
 
-    def spawn(self, mb=1):
-        """A selfcheck on host a; returns (pid, file)."""
+    def spawn(self, mb=1, dirty=0):
+        """A selfcheck on host a, which dirties so many MB/s; returns (pid, file)."""
         self.workloads += 1
         out = f"{testbed.SHARED}/w{self.workloads}"
-        pid = self.a.spawn([testbed.workload("selfcheck"), mb, out])
+        pid = self.a.spawn([testbed.workload("selfcheck"), mb, out, *([dirty] if dirty else [])])
         self.a.wait_text(out, "ok 0", 15)
         return pid, out
 

@@ -2,15 +2,15 @@
 """A TCP man in the middle that understands godwit's frames and does harm where it is told to.
 
     relay.py --listen 10.77.0.3:9996 --connect 10.77.0.2:9996 [--log FILE]
-             [--match DIR:TYPE[:NTH] --action ACTION]...
+             [--match DIR:TYPE[/FLAGS][:NTH] --action ACTION]...
 
 It prints "LISTENING", forwards every connection made to it, and names two directions: `up`, from the side that
 connected, and `down`, towards it; `any` is both.  Each direction begins with a preamble of 16 bytes; then come
 frames: a header of 32 bytes, little-endian (u16 type, u16 flags, u32 length, u32 session, u32 item, u64 offset,
 u64 reserved), and `length` bytes of payload.
 
-A rule is a --match with the --action after it.  TYPE is a number (0x.. too), `preamble`, or `any`; NTH, counted
-from 1 per rule, over all connections, is the only frame it acts on (default 1; 0: every one).  Actions:
+A rule is a --match with the --action after it.  TYPE is a number (0x.. too), `preamble`, or `any`; FLAGS, a number,
+are those that the frame must have, others or not; NTH, counted from 1 per rule, over all connections, is the only frame it acts on (default 1; 0: every one).  Actions:
 
     cut           reset both sides before the frame's first byte is passed on
     cut-middle    pass half of the frame on, then reset both sides
@@ -52,10 +52,11 @@ class Cut(Exception):
 
 class Rule:
     def __init__(self, match, action):
-        m = re.fullmatch(r"(up|down|any):(preamble|any|0x[0-9a-fA-F]+|\d+)(?::(\d+))?", match)
+        m = re.fullmatch(r"(up|down|any):(preamble|any|0x[0-9a-fA-F]+|\d+)(?:/(\d+))?(?::(\d+))?", match)
         if not m:
-            raise argparse.ArgumentTypeError(f"--match {match}: not DIR:TYPE[:NTH]")
-        self.direction, kind, nth = m.groups()
+            raise argparse.ArgumentTypeError(f"--match {match}: not DIR:TYPE[/FLAGS][:NTH]")
+        self.direction, kind, flags, nth = m.groups()
+        self.flags = int(flags or 0)
         self.kind = kind if kind in ("preamble", "any") else int(kind, 0)
         self.nth = 1 if nth is None else int(nth)
         self.seen = 0
@@ -64,8 +65,8 @@ class Rule:
             raise argparse.ArgumentTypeError(f"--action {action}: not one of {', '.join(ACTIONS)}")
         self.seconds = float(argument or 0)
 
-    def fires(self, direction, kind):
-        if self.direction not in ("any", direction):
+    def fires(self, direction, kind, flags):
+        if self.direction not in ("any", direction) or flags & self.flags != self.flags:
             return False
         if kind != self.kind and not (self.kind == "any" and kind != "preamble"):
             return False
@@ -76,8 +77,8 @@ class Rule:
 class Frame:
     """The unit a rule acts on: a preamble or a frame, with its payload not yet read."""
 
-    def __init__(self, kind, head, length):
-        self.kind, self.head, self.length = kind, head, length
+    def __init__(self, kind, head, length, flags=0):
+        self.kind, self.head, self.length, self.flags = kind, head, length, flags
         self.flip_at = None  # a byte of head + payload
 
 
@@ -93,9 +94,9 @@ class Flow:
             await self.pass_on(Frame("preamble", await self.reader.readexactly(PREAMBLE), 0))
             while True:
                 head = await self.reader.readexactly(HEADER.size)
-                kind, _flags, length, session, item, _offset, _reserved = HEADER.unpack(head)
-                self.relay.log(self.direction, kind, length, session, item)
-                await self.pass_on(Frame(kind, head, length))
+                kind, flags, length, session, item, _offset, _reserved = HEADER.unpack(head)
+                self.relay.log(self.direction, kind, length, session, item, flags)
+                await self.pass_on(Frame(kind, head, length, flags))
         except asyncio.IncompleteReadError as e:
             # The end, perhaps in the middle: what came is what is passed on.
             await self.send(e.partial)
@@ -106,7 +107,7 @@ class Flow:
         if frame.kind == "preamble":
             self.relay.log(self.direction, "preamble", PREAMBLE, "-", "-")
         for rule in self.relay.rules:
-            if rule.fires(self.direction, frame.kind):
+            if rule.fires(self.direction, frame.kind, frame.flags):
                 self.relay.log(self.direction, "action", rule.action, frame.kind, "-")
                 if await ACTIONS[rule.action](self, frame, rule):
                     return
@@ -207,7 +208,7 @@ class Relay:
         self._stdin = None
         self._stdin_lock = asyncio.Lock()
 
-    def log(self, direction, kind, length, session, item):
+    def log(self, direction, kind, length, session, item, flags=0):
         if self._log:
             print(f"{time.time():.6f}", direction, kind, length, session, item, file=self._log, flush=True)
 

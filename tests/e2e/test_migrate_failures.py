@@ -2,9 +2,10 @@
 """godwit migrate, whatever breaks and whenever: exactly one intact copy of the process, and nothing is left behind.
 
 The matrix is generated: every frame of an ordinary migration, in each direction, x every fault of the link; every frame,
-held on its way, x every program of either side x kill and stop; every frame x cancel.  Its states are those of
-src/migrate/commit.c: test_every_state_is_hit finds out when one of them is missed.  What each case is judged by is in
-judge().  GODWIT_SEED=N repeats the random ones, GODWIT_FULL=1 runs 200 of them.
+held on its way, x every program of either side x kill and stop; every frame x cancel.  Frames of memory that are sent
+while the process runs, in rounds, are points apart from those of the freeze, which have flags.  What happens while the
+destination fills the process is struck by test_fill_is_struck.  The states are those of src/migrate/commit.c:
+test_every_state_is_hit finds out when one of them is missed.  What each case is judged by is in judge().  GODWIT_SEED=N repeats the random ones, GODWIT_FULL=1 runs 200 of them.
 """
 
 import json
@@ -20,9 +21,13 @@ import pytest
 
 import bed as testbed
 from failures import CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, check_breaks, criu_broke_it, one_line, point_name, program
+from live import PAGER, offered
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
 MOVED, PEER, DOUBT, BUSY, REFUSED, ABORTED = 0, 4, 7, 8, 9, 10
+LIVE = {"max-rounds", "eager"} <= offered()  # rounds before the freeze, and a fill behind it
+FROZEN = 2  # PAGES_EXIST, RUNS_EXIST: what the frames of memory have that are sent in the freeze
+MEMORY = {FRAMES[name] for name in ("PAGES", "PAGE_RUNS") if name in FRAMES}
 
 
 class MigrateLane(Lane):
@@ -73,8 +78,8 @@ class MigrateLane(Lane):
         """{pid: program} of criu, hooks and godwit on a host, the image-cache of the lane left out."""
         found = {}
         for pid in host.pids():
-            name = program(host, pid)
-            if name in ("criu", "godwit-hook", "godwit") and pid != self.cache.host_pid and host.pid_alive(pid):
+            name = PAGER if host.read(f"/proc/{pid}/comm", "").strip() == PAGER else program(host, pid)
+            if name in ("criu", "godwit-hook", "godwit", PAGER) and pid != self.cache.host_pid and host.pid_alive(pid):
                 found[pid] = name
         return found
 
@@ -172,17 +177,27 @@ def judge(lane, pid, out, status, err, killed=False):
 
 # ---- the points ----
 
+def point_of(direction, kind, flags):
+    """A frame of memory that is sent in the freeze is another point than one of a round."""
+    return direction, f"{kind}/{FROZEN}" if kind in MEMORY and flags & FROZEN else kind
+
+
+def spawn_for(lane, kind):
+    """The process of a case.  Where memory flows it has more than the sockets hold: so the source is where the frame is."""
+    return lane.spawn(16, dirty=10) if LIVE and kind in {*MEMORY, FRAMES.get("ROUND_END")} else lane.spawn()
+
+
 def record():
-    """[(direction, type)] of an ordinary migration."""
+    """[(direction, type)] of an ordinary migration; type may be "NUMBER/FLAGS", see point_of()."""
     lane = MigrateLane()
     try:
         pid, out = lane.spawn()
         lane.man.arm()
         status, err = lane.end(lane.migrate(pid), "migrate")
         assert status == 0, err
-        seen = sorted({s[:2] for s in lane.man.seen} - {(d, FRAMES["HEARTBEAT"]) for d in ("up", "down")}, key=str)
+        seen = {point_of(direction, kind, flags) for direction, kind, _, flags in lane.man.seen}
         judge(lane, pid, out, status, err)
-        return seen
+        return sorted(seen - {(d, FRAMES["HEARTBEAT"]) for d in ("up", "down")}, key=str)
     finally:
         lane.close()
 
@@ -198,7 +213,7 @@ def test_every_message_is_a_point(points):
                             ("up", "PAGES"), ("up", "IMAGE_DATA"), ("up", "SNAPSHOT_END"), ("down", "SNAPSHOT_ACK"),
                             ("down", "PREPARED"), ("up", "VERDICT"), ("down", "VERDICT_ACK"), ("down", "RESTORED"),
                             ("up", "SETTLED"), ("up", "GOODBYE")):
-        assert (direction, FRAMES[name]) in points
+        assert (direction, FRAMES[name]) in points or point_of(direction, FRAMES[name], FROZEN) in points
 
 
 # ---- 1. the link ----
@@ -208,7 +223,7 @@ FAULTS = ["cut", "cut-middle", "close", "stall", "garbage", "flip", "drop", "del
 
 def fault_case(direction, kind, action):
     def case(lane):
-        pid, out = lane.spawn()
+        pid, out = spawn_for(lane, kind)
         lane.man.arm((f"{direction}:{kind}", action))
         migrate = lane.migrate(pid)
         if action == "stall":
@@ -235,7 +250,7 @@ def test_link(lanes, points, action):
 
 # ---- 2. programs ----
 
-VICTIMS = ["migrate", "criu", "hook", "cache", "keeper", "criu-b", "hook-b"]
+VICTIMS = ["migrate", "criu", "hook", "cache", "keeper", "criu-b", "hook-b", *(["pager", "standby"] if LIVE else [])]
 
 
 def victims(lane, migrate, who):
@@ -248,6 +263,9 @@ def victims(lane, migrate, who):
         return lane.a, lane.relatives(migrate, "godwit-hook" if who == "hook" else "criu")
     if who == "keeper":
         return lane.b, [p for p, n in lane.ours(lane.b).items() if n == "godwit"]
+    if who in ("pager", "standby"):
+        found = sorted(p for p, n in lane.ours(lane.b).items() if n == PAGER)
+        return lane.b, found[:1] if who == "pager" else found[1:2]  # the leader makes the standby: it is the older
     return lane.b, [p for p, n in lane.ours(lane.b).items() if n == ("godwit-hook" if who == "hook-b" else "criu")]
 
 
@@ -261,7 +279,7 @@ def strike(host, pids, sig):
 
 def program_case(direction, kind, who, sig):
     def case(lane):
-        pid, out = lane.spawn()
+        pid, out = spawn_for(lane, kind)
         lane.man.arm((f"{direction}:{kind}", "hold"))
         migrate = lane.migrate(pid)
         testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
@@ -307,7 +325,7 @@ def test_late(lanes, points, who):
 
 def cancel_case(direction, kind, sig=signal.SIGINT):
     def case(lane):
-        pid, out = lane.spawn()
+        pid, out = spawn_for(lane, kind)
         lane.man.arm((f"{direction}:{kind}", "hold"))
         migrate = lane.migrate(pid)
         testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
@@ -325,7 +343,7 @@ def test_cancelled(lanes, points):
     """Ctrl-C at every message."""
     got = dict(lanes.run([cancel_case(d, k) for d, k in points]))
     for name, what in got.items():
-        early = name.startswith(("up:check", "up:snapshot", "up:space", "up:pages", "up:image", "down:check", "down:snapshot",
+        early = name.startswith(("up:check", "up:snapshot", "up:space", "up:page", "up:round", "up:image", "down:check", "down:snapshot",
                                  "down:prepared", "up:hello", "down:hello"))
         assert what.startswith("a;") or not early, f"{name}: {what}"
 
@@ -544,6 +562,53 @@ def test_two_processes(lanes):
     lanes.run([("three processes", case)])
 
 
+# ---- while the destination fills it ----
+
+def filling_case(name, strike_it, heal=lambda lane: None):
+    """Something happens to a migration of which the process runs already, and part of its memory is still to come."""
+
+    def case(lane):
+        pid, out = lane.spawn(96, dirty=20)
+        lane.man.arm()
+        migrate = lane.migrate(pid)
+        testbed.wait_for(lambda: "filling" in lane.snapshots().values() or migrate.poll() is not None, 15, "the fill", every=0.001)
+        hit = "filling" in lane.snapshots().values()
+        strike_it(lane, migrate)
+        heal(lane)
+        killed = migrate.wait(20) == -signal.SIGKILL
+        status, err = lane.end(migrate, "migrate")
+        lane.man.disarm()
+        got = judge(lane, pid, out, status, err, killed=killed)
+        if not got.startswith("b"):
+            raise Broken(f"it ran at b, and does not any more: {got}")
+        return f"{'hit' if hit else 'too late'}: {got}"
+
+    return name, case
+
+
+def strike_one(who, sig=signal.SIGKILL):
+    def do(lane, migrate):
+        host, pids = victims(lane, migrate, who)
+        strike(host, pids, sig)
+
+    return do
+
+
+def restart_cache(lane):
+    lane.cache.wait()
+    lane.start_cache()
+
+
+@pytest.mark.skipif(not LIVE, reason="godwit migrate starts no process before its memory has arrived")
+def test_fill_is_struck(lanes):
+    """Killed programs and broken links while the process runs and its memory is still coming: it stays right."""
+    cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("migrate", "pager", "standby", "criu-b", "hook-b", "keeper")]
+    cases.append(filling_case("cache killed", strike_one("cache"), restart_cache))
+    cases.append(filling_case("the link is reset", lambda lane, migrate: lane.man.kick()))
+    got = dict(lanes.run(cases * (5 if FULL else 2), lanes=2))
+    assert any(v.startswith("hit") for v in got.values()), got
+
+
 # ---- the table ----
 
 def test_every_state_is_hit(points):
@@ -551,8 +616,11 @@ def test_every_state_is_hit(points):
     text = (testbed.REPO / "src/migrate/commit.c").read_text()
     states = set(re.findall(r"^ +\[SOURCE_(\w+)\] = \{", text, re.M))
     during = {"CONNECTING": ("up", "HELLO"), "CHECKING": ("down", "CHECKED"), "OFFERING": ("down", "SNAPSHOT_ACCEPT"),
-              "DUMPING": ("up", "PAGES"), "SENDING": ("down", "SNAPSHOT_ACK"), "PREPARING": ("down", "PREPARED"),
+              "DUMPING": ("up", "PAGES", FROZEN), "SENDING": ("down", "SNAPSHOT_ACK"), "PREPARING": ("down", "PREPARED"),
               "COMMITTED": ("down", "RESTORED")}
+    if "COPYING" in states:
+        during |= {"COPYING": ("up", "PAGES"), "DUMPING": ("up", "PAGE_RUNS", FROZEN)}
+        assert ("up", FRAMES["ROUND_END"]) in points
     assert states == set(during)
-    for direction, name in during.values():
-        assert (direction, FRAMES[name]) in points
+    for direction, name, *flags in during.values():
+        assert point_of(direction, FRAMES[name], sum(flags)) in points
