@@ -62,8 +62,9 @@ void fill_map_add(struct fill_map_writer *writer, const struct fill_map_entry *e
 int fill_map_finish(struct fill_map_writer *writer)
 {
     /* The count comes last: a map that was left half written has none. */
-    if (writer->error == 0 && (fseek(writer->file, 0, SEEK_SET) < 0 ||
-                               fwrite(&writer->header, sizeof(writer->header), 1, writer->file) != 1))
+    if (writer->error == 0 &&
+        (fseek(writer->file, 0, SEEK_SET) < 0 ||
+         fwrite(&writer->header, sizeof(writer->header), 1, writer->file) != 1))
         writer->error = -errno;
     if (fclose(writer->file) < 0 && writer->error == 0)
         writer->error = -errno;
@@ -89,7 +90,8 @@ int fill_map_check(const void *bytes, size_t length, struct fill_map *ret, struc
         header.zero2)
         return malformed(err, "not one");
     size_t rest = length - sizeof(header);
-    if (rest % sizeof(struct fill_map_entry) || header.count != rest / sizeof(struct fill_map_entry))
+    if (rest % sizeof(struct fill_map_entry) ||
+        header.count != rest / sizeof(struct fill_map_entry))
         return malformed(err, "its length is not what it says");
     struct fill_map map = {
         .entries = (const void *)((const char *)bytes + sizeof(header)),

@@ -1,45 +1,52 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * The pager: fills restored tasks while they run already, and never lets them see a page that is
- * missing as zeros.
+ * The pager gives a process its memory while it runs already.  `criu restore --lazy-pages` hands
+ * over a userfaultfd per task; the pager copies what map.h's files list into them, what is asked
+ * for first, and then what was written last.
  *
- *   guardian ──────── takes the userfaultfds from criu, holds all of them, watches ──┐
- *      │  forks                                                                       │
- *      ▼                                                                              ▼
- *   worker ────────── answers faults, fills ─── killed? the guardian forks another, which goes on
+ * It is two processes that share their table of descriptors and watch one another: a userfaultfd
+ * that is closed while pages are missing turns them into zeroes without a word, so killing one of
+ * the two must not do that.  Neither belongs to who started it.
  *
- * The kernel hands out zeros for missing pages when nobody holds a userfaultfd any more; so two
- * processes hold each, and each starts the other anew when it is killed.  What has been placed and
- * what the tasks have given up is in memory that both share; what else changes (a task forks,
- * memory moves) the worker tells the guardian, and ends; the next one knows it.  Not recoverable is
- * a worker that is killed in the microseconds between taking an event from the kernel and recording
- * it: then lost() has to end the tasks.  Both processes killed at once: nobody can help.
+ *     WAITING ──criu connects──▶ FILLING ──all is there──▶ DONE
+ *        └──────────┴── criu gave up, a file is bad ──▶ FAILED: what it holds waits, and is not
+ *                                                       zeroed, until it has been killed
  */
-#include "pager/fill.h"
+#include "base/error.h"
 
-/* Where the pages of a task are. */
-struct pager_source {
-    int fd;                /* the file; the pager takes it over */
-    struct fill_run *runs; /* freed by the pager, with free() */
-    size_t count;
+enum pager_phase {
+    PAGER_WAITING, /* for criu's hand-off */
+    PAGER_FILLING,
+    PAGER_DONE, /* every page is where it belongs, or its task has gone */
+    PAGER_FAILED,
 };
 
-enum pager_handover { PAGER_NOTHING, PAGER_TASK, PAGER_FINISHED, PAGER_GONE };
-
-struct pager_ops {
-    /* Reads the next hand-over from criu's connection: a task with its userfaultfd; that all have
-     * been handed over; or that criu has gone without having said so (also after an error). */
-    enum pager_handover (*take)(int fd, uint32_t *ret_pid, int *ret_uffd);
-    /* 0, or a negative errno: the restore fails then. */
-    int (*source)(void *user, uint32_t pid, struct pager_source *ret);
-    /* Ends the tasks, whose memory cannot be made whole any more. */
-    void (*lost)(void *user, const char *why);
+struct pager_view {
+    enum pager_phase phase;
+    bool alive; /* false before DONE or FAILED: what was missing then is lost */
+    uint64_t pages, filled;
+    uint64_t faults;                /* that were answered */
+    uint64_t began_usec, done_usec; /* CLOCK_MONOTONIC; 0: not yet */
+    uint64_t takeovers;             /* how often one of the two has replaced the other */
+    char text[200];                 /* why it failed, or what is odd */
 };
 
 /*
- * Serves one restore in this process, the guardian, and its children: from criu's connection, which
- * it takes over, until all pages are placed.  0: every task has all of its memory.  -ECANCELED:
- * criu gave up.  -EIO: lost() was called.  Other negative errnos: nothing was handed over.
+ * Starts it, detached: it listens in WORKDIR/lazy-pages.socket (criu's -W), which is unlinked when
+ * criu has connected.  imagefd: the directory with the maps and spaces.  For a caller with one
+ * thread.  Its state is a file `fill` in dirfd, locked while any of it lives; one of a pager that
+ * has ended is replaced.  0, or -1 with *err.
  */
-int pager_run(int connection, const struct pager_ops *ops, void *user);
+int pager_start(int dirfd, int imagefd, const char *workdir, struct error *err);
+
+/* 0; -ENOENT: none was started; another negative errno. */
+int pager_look(int dirfd, struct pager_view *ret);
+
+/* The process runs and its images will not be needed for another restore: from now on what has been
+ * filled is given back, 2 MiB of space-N at a time. */
+void pager_release(int dirfd);
+
+/* Kills it, when what it fills is dead or is to die, and waits until nothing of it is left (at most
+ * some seconds). */
+void pager_stop(int dirfd);

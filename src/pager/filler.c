@@ -1,0 +1,599 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pager/filler.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+enum {
+    AT_ONCE = 128,    /* pages: 512 KiB, a fault waits that long */
+    AHEAD = 16,       /* pages: behind a fault */
+    SHARE_BEFORE = 8, /* one part in so many is filled before the task is built */
+};
+
+#define RETRY_CHANGING 200ull
+#define RETRY_UNBUILT USEC_PER_MSEC
+#define RETRY_MEMORY (10 * USEC_PER_MSEC)
+#define WAKE_START KIB(64) /* below it nothing is ever mapped */
+
+/* ---- the userfaultfd ---- */
+
+/* As below; 0: *ret_bytes, at least one page, have been placed. */
+static int uffd_copy(int uffd, uint64_t vaddr, const void *source, uint64_t bytes,
+                     uint64_t *ret_bytes)
+{
+    struct uffdio_copy copy = {.dst = vaddr, .src = (uintptr_t)source, .len = bytes};
+    int r = ioctl(uffd, UFFDIO_COPY, &copy) < 0 ? -errno : 0;
+    *ret_bytes = copy.copy > 0 ? (uint64_t)copy.copy : 0;
+    return *ret_bytes > 0 ? 0 : r;
+}
+
+static int uffd_zero(int uffd, uint64_t vaddr)
+{
+    struct uffdio_zeropage zero = {.range = {.start = vaddr, .len = PAGE_BYTES}};
+    return ioctl(uffd, UFFDIO_ZEROPAGE, &zero) < 0 ? -errno : 0;
+}
+
+static void uffd_wake(int uffd, uint64_t vaddr)
+{
+    struct uffdio_range range = {.start = vaddr, .len = PAGE_BYTES};
+    ioctl(uffd, UFFDIO_WAKE, &range);
+}
+
+void filler_wake_all(struct filler *filler)
+{
+    /* Ends of address spaces; the kernel refuses what lies beyond. */
+    static const uint64_t ends[] = {1ull << 57, 1ull << 56, 1ull << 52, 1ull << 48,
+                                    1ull << 47, 1ull << 42, 1ull << 39};
+    for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+        for (uint64_t less = 0; less <= PAGE_BYTES; less += PAGE_BYTES) {
+            struct uffdio_range all = {.start = WAKE_START, .len = ends[i] - less - WAKE_START};
+            if (ioctl(filler->record->uffd, UFFDIO_WAKE, &all) == 0)
+                return;
+        }
+    }
+}
+
+/* ---- bits ---- */
+
+uint64_t sheet_bytes(uint64_t pages)
+{
+    return sizeof(struct sheet) + (pages + 63) / 64 * 8;
+}
+
+uint64_t *sheet_bits(struct sheet *sheet)
+{
+    return (uint64_t *)(sheet + 1);
+}
+
+static bool is_done(const struct filler *filler, uint64_t page)
+{
+    return filler->done[page / 64] >> page % 64 & 1;
+}
+
+/* The first page in [page, end) whose bit is |set|; end if there is none. */
+static uint64_t find_bit(const struct filler *filler, uint64_t page, uint64_t end, bool set)
+{
+    uint64_t flip = set ? 0 : UINT64_MAX;
+    while (page < end) {
+        uint64_t word = (filler->done[page / 64] ^ flip) >> page % 64;
+        if (word)
+            return MIN(page + (uint64_t)__builtin_ctzll(word), end);
+        page += 64 - page % 64;
+    }
+    return end;
+}
+
+static uint64_t page_offset(const struct filler *filler, uint64_t entry, uint64_t page)
+{
+    return filler->map.entries[entry].offset + (page - filler->first[entry]) * PAGE_BYTES;
+}
+
+/* Pages [page, end) of an entry need no filling any more. */
+static void mark(struct filler *filler, uint64_t entry, uint64_t page, uint64_t end)
+{
+    while ((page = find_bit(filler, page, end, false)) < end) {
+        uint64_t stop = find_bit(filler, page, end, true);
+        uint64_t offset = page_offset(filler, entry, page), pages = stop - page;
+        for (; page < stop; page++)
+            filler->done[page / 64] |= 1ull << page % 64;
+        filler->missing -= pages;
+        filler->report->filled += pages;
+        space_filled(filler->spaces, filler->space, offset, pages);
+    }
+}
+
+/* Index of the first entry that reaches beyond the home address, and its part in [*home, end). */
+static bool next_part(const struct filler *filler, uint64_t *home, uint64_t end,
+                      uint64_t *ret_entry, uint64_t *ret_page, uint64_t *ret_stop)
+{
+    uint64_t i = fill_map_above(&filler->map, *home);
+    if (i == filler->map.count || filler->map.entries[i].vaddr >= end || *home >= end)
+        return false;
+    const struct fill_map_entry *entry = &filler->map.entries[i];
+    uint64_t from = MAX(*home, entry->vaddr);
+    uint64_t to = MIN(end, entry->vaddr + entry->pages * PAGE_BYTES);
+    *ret_entry = i;
+    *ret_page = filler->first[i] + (from - entry->vaddr) / PAGE_BYTES;
+    *ret_stop = filler->first[i] + (to - entry->vaddr + PAGE_BYTES - 1) / PAGE_BYTES;
+    *home = to;
+    return true;
+}
+
+static struct views *views(const struct filler *filler)
+{
+    return &filler->sheet->views[filler->record->commit & COMMIT_VIEWS];
+}
+
+/* Nothing at [start, end) of the task needs filling any more. */
+static void mark_range(struct filler *filler, uint64_t start, uint64_t end)
+{
+    uint64_t home, length, entry, page, stop;
+    while (views_next(views(filler), &start, end, &home, &length)) {
+        uint64_t home_end = home + length;
+        while (next_part(filler, &home, home_end, &entry, &page, &stop))
+            mark(filler, entry, page, stop);
+    }
+}
+
+static bool lacks_any(const struct filler *filler, uint64_t home, uint64_t length)
+{
+    uint64_t entry, page, stop, end = home + length;
+    while (next_part(filler, &home, end, &entry, &page, &stop)) {
+        if (find_bit(filler, page, stop, false) < stop)
+            return true;
+    }
+    return false;
+}
+
+/* ---- opening ---- */
+
+static int open_map(struct filler *filler, struct error *err)
+{
+    struct record *record = filler->record;
+    int r = fill_map_open(&filler->map, record->map, err);
+    if (r < 0)
+        return r;
+    filler->first = malloc((filler->map.count + 1) * sizeof(*filler->first));
+    uint64_t bytes = sheet_bytes(filler->map.pages);
+    void *sheet = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, record->sheet, 0);
+    if (sheet != MAP_FAILED)
+        filler->sheet = sheet;
+    if (!filler->first || !filler->sheet) {
+        error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a fill map");
+        return -ENOMEM;
+    }
+    r = spaces_get(filler->spaces, record->space_number, record->space, &filler->space);
+    if (r < 0) {
+        error_set_errno(err, FAILURE_SYSTEM, r, "space-%u", record->space_number);
+        return r;
+    }
+    if (filler->map.end > filler->space->length || filler->map.space != record->space_number) {
+        error_set(err, FAILURE_SYSTEM, "space-%u is shorter than its fill map says",
+                  record->space_number);
+        return -EPROTO;
+    }
+    return 0;
+}
+
+static void count_missing(struct filler *filler)
+{
+    uint64_t page = 0;
+    for (uint64_t i = 0; i < filler->map.count; i++) {
+        uint64_t end = page + filler->map.entries[i].pages;
+        filler->first[i] = page;
+        for (uint64_t stop; (page = find_bit(filler, page, end, false)) < end; page = stop) {
+            stop = find_bit(filler, page, end, true);
+            filler->missing += stop - page;
+            space_lack(filler->space, page_offset(filler, i, page), stop - page);
+        }
+        page = end;
+    }
+    filler->first[filler->map.count] = page;
+}
+
+/* The last round before that one: false if there is none. */
+static bool round_before(const struct filler *filler, uint64_t before, uint64_t *ret)
+{
+    bool found = false;
+    for (uint64_t i = 0; i < filler->map.count; i++) {
+        uint64_t round = filler->map.entries[i].round;
+        if (round < before && (!found || round > *ret)) {
+            *ret = round;
+            found = true;
+        }
+    }
+    return found;
+}
+
+static void begin_pass(struct filler *filler)
+{
+    filler->entry = filler->page = 0;
+    filler->passed = !round_before(filler, UINT64_MAX, &filler->round);
+}
+
+int filler_open(struct filler **ret, struct record *record, struct spaces *spaces,
+                struct fill_report *report, struct error *err)
+{
+    struct filler *filler = calloc(1, sizeof(*filler));
+    if (!filler) {
+        error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a task");
+        return -ENOMEM;
+    }
+    *filler =
+        (struct filler){.record = record, .spaces = spaces, .report = report, .at_once = AT_ONCE};
+    int r = record->map >= 0 ? open_map(filler, err) : 0;
+    if (r < 0) {
+        filler_close(filler);
+        return r;
+    }
+    if (filler->map.count > 0) {
+        filler->done = sheet_bits(filler->sheet);
+        count_missing(filler);
+    }
+    begin_pass(filler);
+    *ret = filler;
+    return 0;
+}
+
+struct filler *filler_close(struct filler *filler)
+{
+    if (!filler)
+        return NULL;
+    /* What it lacked nobody will ask for; the space may be another's too. */
+    for (uint64_t i = 0; filler->missing > 0 && filler->done && i < filler->map.count; i++) {
+        uint64_t before = filler->missing;
+        mark(filler, i, filler->first[i], filler->first[i + 1]);
+        filler->report->filled -= before - filler->missing;
+        filler->report->lost += before - filler->missing;
+    }
+    spaces_put(filler->spaces, filler->space);
+    if (filler->sheet)
+        munmap(filler->sheet, sheet_bytes(filler->map.pages));
+    free(filler->first);
+    fill_map_close(&filler->map);
+    free(filler);
+    return NULL;
+}
+
+bool filler_over(const struct filler *filler)
+{
+    return filler->gone || (filler->missing == 0 && !filler->stuck);
+}
+
+/* ---- what the kernel answers ---- */
+
+static void trouble(struct filler *filler, const char *what, int error)
+{
+    char text[160];
+    snprintf(text, sizeof(text), "pid %d: %s: %s", filler->record->pid, what, strerror(-error));
+    filler->report->trouble(filler->report->user, text);
+}
+
+static void wait_for(struct filler *filler, uint64_t usec)
+{
+    filler->retry_usec = now_usec() + usec;
+}
+
+/* Nothing was changing when the kernel began with that call. */
+static void settled(struct filler *filler, int r)
+{
+    if (r != -EAGAIN)
+        filler->moved_count = 0;
+}
+
+/* No area that is registered begins at that page, and none can have: asked twice, because a move
+ * may have begun after the kernel looked whether something is changing. */
+static bool has_no_place(struct filler *filler, uint64_t vaddr, const void *source)
+{
+    uint64_t bytes;
+    return uffd_copy(filler->record->uffd, vaddr, source, PAGE_BYTES, &bytes) == -ENOENT;
+}
+
+static void no_place(struct filler *filler, uint64_t entry, uint64_t page)
+{
+    mark(filler, entry, page, page + 1);
+    /* What was unmapped has been told.  A page that never had a place is another matter. */
+    if (!filler->events && !filler->record->child) {
+        filler->report->lost++;
+        trouble(filler, "pages have no place in it", -ENOENT);
+    }
+}
+
+/* Pages [page, end) of an entry did not go to vaddr. */
+static void refused(struct filler *filler, int r, bool finished, uint64_t entry, uint64_t page,
+                    uint64_t end, uint64_t vaddr, const void *source)
+{
+    switch (r) {
+    case -EEXIST: /* it has come by another way: a leader that is dead now */
+        mark(filler, entry, page, page + 1);
+        uffd_wake(filler->record->uffd, vaddr);
+        return;
+    case -EAGAIN: /* its memory is changing: an event is there or about to come */
+        wait_for(filler, RETRY_CHANGING);
+        return;
+    case -ENOENT: /* the pages are not all in one area, or that is not registered */
+        if (end - page > 1)
+            filler->at_once = (end - page) / 2;
+        else if (!finished)
+            wait_for(filler, RETRY_UNBUILT);
+        else if (has_no_place(filler, vaddr, source))
+            no_place(filler, entry, page);
+        return;
+    case -ESRCH:
+        filler->gone = true;
+        return;
+    case -EINTR:
+        return;
+    case -ENOMEM:
+    case -ENOSPC:
+        wait_for(filler, RETRY_MEMORY);
+        return;
+    default:
+        /* Left out, for ever: better a task that waits than one that reads zeroes. */
+        filler->stuck = true;
+        filler->page = page + 1 - filler->first[entry];
+        trouble(filler, "a page cannot be filled", r);
+    }
+}
+
+/* Fills some of [page, end), which lies in one entry. */
+static void fill(struct filler *filler, bool finished, uint64_t entry, uint64_t page, uint64_t end)
+{
+    const struct fill_map_entry *in = &filler->map.entries[entry];
+    uint64_t home = in->vaddr + (page - filler->first[entry]) * PAGE_BYTES, vaddr, placed;
+    uint64_t length = MIN(end - page, filler->at_once) * PAGE_BYTES;
+    if (!views_locate(views(filler), home, &vaddr, &length)) {
+        mark(filler, entry, page, page + 1); /* no move leaves such a page unmarked */
+        return;
+    }
+    const uint8_t *source = space_at(filler->space, page_offset(filler, entry, page), length);
+    int r = uffd_copy(filler->record->uffd, vaddr, source, length, &placed);
+    settled(filler, r);
+    if (r < 0) {
+        refused(filler, r, finished, entry, page, page + length / PAGE_BYTES, vaddr, source);
+        return;
+    }
+    mark(filler, entry, page, page + placed / PAGE_BYTES);
+    filler->at_once = MIN(filler->at_once * 2, (uint64_t)AT_ONCE);
+}
+
+/* ---- filling ---- */
+
+/* The next pages that are missing, in one entry. */
+static bool next_run(struct filler *filler, uint64_t *ret_entry, uint64_t *ret_page,
+                     uint64_t *ret_end)
+{
+    while (!filler->passed) {
+        for (; filler->entry < filler->map.count; filler->entry++, filler->page = 0) {
+            if (filler->map.entries[filler->entry].round != filler->round)
+                continue;
+            uint64_t end = filler->first[filler->entry + 1];
+            uint64_t page =
+                find_bit(filler, filler->first[filler->entry] + filler->page, end, false);
+            if (page == end)
+                continue;
+            *ret_entry = filler->entry;
+            *ret_page = page;
+            *ret_end = find_bit(filler, page, MIN(end, page + filler->at_once), true);
+            filler->page = page - filler->first[filler->entry];
+            return true;
+        }
+        filler->entry = filler->page = 0;
+        filler->passed = !round_before(filler, filler->round, &filler->round);
+    }
+    return false;
+}
+
+static void fill_ahead(struct filler *filler, bool finished)
+{
+    uint64_t page = find_bit(filler, filler->ahead, filler->ahead_end, false);
+    uint64_t end = find_bit(filler, page, filler->ahead_end, true);
+    uint64_t low = 0, high = filler->map.count;
+    filler->ahead = filler->ahead_end;
+    if (page == end)
+        return;
+    while (high - low > 1) { /* the entry of the page */
+        uint64_t middle = low + (high - low) / 2;
+        *(filler->first[middle] <= page ? &low : &high) = middle;
+    }
+    fill(filler, finished, low, page, MIN(end, filler->first[low + 1]));
+}
+
+bool filler_step(struct filler *filler, bool finished)
+{
+    uint64_t entry, page, end;
+    if (filler->missing == 0 || filler->gone ||
+        (filler->retry_usec && now_usec() < filler->retry_usec))
+        return false;
+    filler->retry_usec = 0;
+    if (filler->ahead < filler->ahead_end) {
+        fill_ahead(filler, finished);
+        return true;
+    }
+    uint64_t filled = filler->record->pages - MIN(filler->missing, filler->record->pages);
+    if (!finished && filled >= filler->record->pages / SHARE_BEFORE)
+        return false;
+    if (next_run(filler, &entry, &page, &end))
+        fill(filler, finished, entry, page, end);
+    else if (!filler->stuck)
+        begin_pass(filler);
+    else
+        return false;
+    return filler->missing > 0 && !filler->gone && !filler->retry_usec;
+}
+
+void filler_probe(struct filler *filler)
+{
+    /* An area that criu registers is not registered for this, so that nothing can come of it. */
+    struct uffdio_writeprotect probe = {.range = {.start = WAKE_START, .len = PAGE_BYTES}};
+    if (ioctl(filler->record->uffd, UFFDIO_WRITEPROTECT, &probe) < 0 && errno == ESRCH)
+        filler->gone = true;
+}
+
+/* ---- messages ---- */
+
+static void hold(struct filler *filler, uint64_t vaddr)
+{
+    if (filler->held_count < FILLER_HELD)
+        filler->held[filler->held_count++] = vaddr;
+    else
+        uffd_wake(filler->record->uffd, vaddr); /* it will ask again */
+}
+
+/* The missing page that belongs at the address, if there is one. */
+static bool missing_at(const struct filler *filler, uint64_t vaddr, uint64_t *ret_entry,
+                       uint64_t *ret_page)
+{
+    const struct view *view = filler->missing > 0 ? views_find(views(filler), vaddr) : NULL;
+    if (!view)
+        return false;
+    uint64_t home = view->home + (vaddr - view->start), stop;
+    return next_part(filler, &home, home + PAGE_BYTES, ret_entry, ret_page, &stop) &&
+           !is_done(filler, *ret_page);
+}
+
+static int answer_from_map(struct filler *filler, uint64_t vaddr, uint64_t entry, uint64_t page)
+{
+    const uint8_t *source = space_at(filler->space, page_offset(filler, entry, page), PAGE_BYTES);
+    uint64_t bytes;
+    int r = uffd_copy(filler->record->uffd, vaddr, source, PAGE_BYTES, &bytes);
+    if (r == 0 || r == -EEXIST) {
+        mark(filler, entry, page, page + 1);
+        filler->ahead = page + 1;
+        filler->ahead_end = MIN(page + AHEAD, filler->first[entry + 1]);
+    }
+    return r;
+}
+
+static void fault(struct filler *filler, uint64_t vaddr)
+{
+    uint64_t entry, page;
+    vaddr -= vaddr % PAGE_BYTES;
+    int r = missing_at(filler, vaddr, &entry, &page) ? answer_from_map(filler, vaddr, entry, page)
+                                                     : uffd_zero(filler->record->uffd, vaddr);
+    settled(filler, r);
+    filler->report->faults += r == 0;
+    switch (r) {
+    case 0:
+        return;
+    case -ESRCH:
+        filler->gone = true;
+        return;
+    case -EEXIST:
+    case -ENOENT: /* the area has gone since */
+    case -EINTR:
+        uffd_wake(filler->record->uffd, vaddr);
+        return;
+    case -EAGAIN:
+    case -ENOMEM:
+    case -ENOSPC:
+        hold(filler, vaddr);
+        return;
+    default:
+        filler->stuck = true; /* who asked waits */
+        trouble(filler, "a page cannot be filled", r);
+    }
+}
+
+void filler_retry_held(struct filler *filler)
+{
+    uint64_t held[FILLER_HELD];
+    unsigned count = filler->held_count;
+    memcpy(held, filler->held, count * sizeof(held[0]));
+    filler->held_count = 0;
+    for (unsigned i = 0; i < count; i++)
+        fault(filler, held[i]);
+}
+
+int filler_read(struct filler *filler)
+{
+    ssize_t n;
+    do {
+        n = read(filler->record->uffd, &filler->record->slot, sizeof(filler->record->slot));
+    } while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return errno == EAGAIN ? 0 : -errno;
+    return n == sizeof(filler->record->slot) ? 1 : -EIO;
+}
+
+void filler_message_done(struct filler *filler)
+{
+    __atomic_store_n(&filler->record->slot.event, 0, __ATOMIC_SEQ_CST);
+    __atomic_and_fetch(&filler->record->commit, ~(uint32_t)COMMIT_APPLIED, __ATOMIC_SEQ_CST);
+}
+
+/* Forgets views in which nothing is missing. */
+static void prune(struct filler *filler)
+{
+    const struct views *from = views(filler);
+    uint32_t other = ~filler->record->commit & COMMIT_VIEWS;
+    struct views *to = &filler->sheet->views[other];
+    to->count = 0;
+    for (uint64_t i = 0; i < from->count; i++) {
+        if (lacks_any(filler, from->list[i].home, from->list[i].end - from->list[i].start))
+            to->list[to->count++] = from->list[i];
+    }
+    __atomic_store_n(&filler->record->commit, other, __ATOMIC_SEQ_CST);
+}
+
+static int move(struct filler *filler, uint64_t from, uint64_t to, uint64_t length)
+{
+    mark_range(filler, to, to + length);
+    uint32_t other = ~filler->record->commit & COMMIT_VIEWS;
+    int r = views_move(&filler->sheet->views[other], views(filler), from, to, length);
+    if (r < 0) {
+        prune(filler);
+        other = ~filler->record->commit & COMMIT_VIEWS;
+        r = views_move(&filler->sheet->views[other], views(filler), from, to, length);
+    }
+    if (r < 0)
+        return r;
+    __atomic_store_n(&filler->record->commit, other | COMMIT_APPLIED, __ATOMIC_SEQ_CST);
+    unsigned i = filler->moved_count < FILLER_MOVED ? filler->moved_count++ : FILLER_MOVED - 1;
+    filler->moved[i].start = to;
+    filler->moved[i].end = to + length;
+    return 0;
+}
+
+/*
+ * Of two threads of which one unmaps and the other moves something to where that was, the kernel
+ * may tell the second first.  So what has just been moved stays; if it has been unmapped indeed,
+ * the kernel will say so when it is filled.
+ */
+static void unmapped(struct filler *filler, uint64_t start, uint64_t end)
+{
+    while (start < end) {
+        uint64_t stop = end, next = end;
+        for (unsigned i = 0; i < filler->moved_count; i++) {
+            if (filler->moved[i].start >= stop || filler->moved[i].end <= start)
+                continue;
+            stop = MAX(filler->moved[i].start, start);
+            next = MIN(filler->moved[i].end, end);
+        }
+        mark_range(filler, start, stop);
+        start = next;
+    }
+}
+
+int filler_message(struct filler *filler)
+{
+    const struct uffd_msg message = filler->record->slot;
+    int r = 0;
+    if (message.event == UFFD_EVENT_PAGEFAULT) {
+        fault(filler, message.arg.pagefault.address);
+        return 0;
+    }
+    filler->events = true;
+    filler->retry_usec = 0;
+    if (!filler->sheet)
+        return 0;
+    if (message.event == UFFD_EVENT_REMOVE)
+        mark_range(filler, message.arg.remove.start, message.arg.remove.end);
+    else if (message.event == UFFD_EVENT_UNMAP)
+        unmapped(filler, message.arg.remove.start, message.arg.remove.end);
+    else if (message.event == UFFD_EVENT_REMAP)
+        r = move(filler, message.arg.remap.from, message.arg.remap.to, message.arg.remap.len);
+    return r;
+}
