@@ -255,7 +255,8 @@ void cache_check_idle(struct cache *cache)
     if (!wanted || cache->peers || cache->claims || cache->serves)
         return;
     for (struct snapshot *s = store_first(cache->store); s; s = s->next) {
-        if (s->restore && s->state != SNAPSHOT_READY && s->state != SNAPSHOT_RESTORED)
+        if (s->filling ||
+            (s->restore && s->state != SNAPSHOT_READY && s->state != SNAPSHOT_RESTORED))
             return;
     }
     if (now_usec() - cache->busy_usec > IDLE_USEC || !options->on_demand)
@@ -526,7 +527,7 @@ static void cache_status(struct cache *cache, struct client *client)
     for (struct snapshot *s = store_first(cache->store); s; s = s->next) {
         Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
         snapshot.id = s->id;
-        snapshot.state = (char *)snapshot_state_name(s->state);
+        snapshot.state = (char *)snapshot_shown_state(s);
         snapshot.bytes = s->bytes;
         snapshot.images = s->images;
         snapshot.pid = s->pid;
@@ -554,9 +555,9 @@ static void cache_forget(struct cache *cache, struct client *client,
         error_set(&err, FAILURE_NOT_FOUND, "snapshot %s: the image-cache has no such snapshot", id);
         client_fail(client, &err);
     } else if (snapshot->state == SNAPSHOT_RECEIVING || snapshot->state == SNAPSHOT_HELD ||
-               snapshot->state == SNAPSHOT_RESTORING || snapshot->state == SNAPSHOT_PREPARED) {
-        error_set(&err, FAILURE_BUSY, "snapshot %s: is %s", id,
-                  snapshot_state_name(snapshot->state));
+               snapshot->state == SNAPSHOT_RESTORING || snapshot->state == SNAPSHOT_PREPARED ||
+               snapshot->filling) {
+        error_set(&err, FAILURE_BUSY, "snapshot %s: is %s", id, snapshot_shown_state(snapshot));
         client_fail(client, &err);
     } else {
         claims_snapshot_forgotten(cache, snapshot);

@@ -25,6 +25,7 @@
 
 #include "criu/process.h"
 #include "daemon/cache.h"
+#include "pager/pager.h"
 #include "task/task.h"
 #include "wire/link.h"
 
@@ -48,6 +49,7 @@ struct incoming {
     unsigned attempts;
     bool dropping, criu_failed, again;
     bool orphaned; /* the keeper was killed, and criu works on: only its hook tells of it */
+    bool settled;  /* the source knows that it runs here */
     char log[PATH_MAX], directory[PATH_MAX];
 };
 
@@ -133,10 +135,11 @@ static void incoming_remove_directory(const struct incoming *incoming)
 static void incoming_over(struct incoming *incoming, bool remove)
 {
     struct cache *cache = incoming->cache;
+    if (incoming->snapshot->lazy)
+        pager_stop(incoming->snapshot->dirfd);
     if (remove) {
         incoming_remove_directory(incoming);
-        if (incoming->snapshot)
-            snapshot_remove(incoming->snapshot);
+        snapshot_remove(incoming->snapshot);
     }
     incoming_free(incoming);
     cache->served = true;
@@ -158,14 +161,86 @@ static void incoming_drop(struct incoming *incoming, const char *why)
     /* Else the hook of a predecessor's criu still has to hear it. */
 }
 
+/* ---- its memory ---- */
+
+/* Whether the pager has nothing more to do; *ret_lost tells that it cannot do what it has. */
+static bool pager_is_over(const struct incoming *incoming, bool *ret_lost, struct pager_view *view)
+{
+    *ret_lost = false;
+    if (!incoming->snapshot->lazy)
+        return true;
+    if (pager_look(incoming->snapshot->dirfd, view) < 0)
+        *view = (struct pager_view){.text = "it has left nothing"};
+    if (view->phase == PAGER_DONE)
+        return true;
+    *ret_lost = view->phase == PAGER_FAILED || !view->alive;
+    return *ret_lost;
+}
+
+/*
+ * What the process lacks will not come any more: what it would read instead is zeros, or nothing,
+ * for ever.
+ */
+static void incoming_kill(const struct incoming *incoming, const struct pager_view *view)
+{
+    struct task_tree tree;
+    const struct snapshot *snapshot = incoming->snapshot;
+    if (task_tree_open((pid_t)snapshot->pid, &tree) == 0)
+        task_tree_kill(&tree);
+    task_tree_close(&tree);
+    log_error(&incoming->cache->daemon.log,
+              "snapshot %s: process %u has been killed: %llu of its %llu pages have been lost with "
+              "the pager: %s",
+              snapshot->id, snapshot->pid, (unsigned long long)(view->pages - view->filled),
+              (unsigned long long)view->pages, view->text[0] ? view->text : "it was killed");
+}
+
+/* Before it runs, all of it can be built once more.  Whether that is necessary: criu is told to
+ * end.
+ */
+static bool incoming_check_pager(struct incoming *incoming)
+{
+    struct pager_view view;
+    bool lost;
+    pager_is_over(incoming, &lost, &view);
+    if (!lost)
+        return false;
+    log_error(&incoming->cache->daemon.log, "snapshot %s: the pager: %s", incoming->snapshot->id,
+              view.text[0] ? view.text : "it was killed");
+    if (incoming->hook)
+        client_hook(incoming->hook, HOOK_NO, "the pager has gone");
+    else if (incoming->keeper > 0)
+        kill(incoming->keeper, SIGTERM);
+    return true;
+}
+
+/* It runs and criu has ended: what is left to do? */
+static void incoming_check_fill(struct incoming *incoming)
+{
+    struct snapshot *snapshot = incoming->snapshot;
+    struct pager_view view;
+    bool lost;
+    snapshot->filling = !pager_is_over(incoming, &lost, &view);
+    if (snapshot->filling)
+        return;
+    if (lost)
+        incoming_kill(incoming, &view);
+    else if (snapshot->lazy)
+        log_info(&incoming->cache->daemon.log,
+                 "snapshot %s: filled in: %llu pages in %.2f s, %llu faults", snapshot->id,
+                 (unsigned long long)view.pages,
+                 (double)(view.done_usec - view.began_usec) / USEC_PER_SEC,
+                 (unsigned long long)view.faults);
+    snapshot_remove_images(snapshot);
+    incoming_remove_directory(incoming);
+    if (incoming->settled)
+        incoming_over(incoming, true);
+}
+
 static void incoming_finished(struct incoming *incoming)
 {
-    if (!incoming->snapshot) {
-        incoming_over(incoming, true); /* the source knows already */
-        return;
-    }
-    snapshot_remove_images(incoming->snapshot);
-    incoming_remove_directory(incoming);
+    incoming->snapshot->filling = true;
+    incoming_check_fill(incoming);
 }
 
 static void incoming_runs(struct incoming *incoming)
@@ -175,6 +250,8 @@ static void incoming_runs(struct incoming *incoming)
     incoming->running_usec = now_usec();
     cache_set_state(incoming->cache, incoming->snapshot, SNAPSHOT_RESTORED);
     incoming_tell(incoming, FRAME_RESTORED, NULL);
+    if (incoming->snapshot->lazy)
+        pager_release(incoming->snapshot->dirfd);
 }
 
 /* ---- criu ---- */
@@ -269,6 +346,11 @@ static int incoming_spawn(struct incoming *incoming, struct error *err)
         return error_set_errno(err, FAILURE_SYSTEM, r, "%s", incoming->directory);
     if (criu_find_hook(hook, sizeof(hook), err) < 0)
         return -1;
+    if (snapshot->lazy) {
+        pager_stop(snapshot->dirfd); /* of an attempt before */
+        if (pager_start(snapshot->dirfd, snapshot->imagefd, incoming->directory, err) < 0)
+            return -1;
+    }
     struct criu_args args = {0};
     criu_args_add(&args, "%s", cache->criu);
     criu_args_add(&args, "restore");
@@ -277,6 +359,8 @@ static int incoming_spawn(struct incoming *incoming, struct error *err)
     criu_args_add(&args, "-W%s", incoming->directory);
     criu_args_add(&args, "-o%s", incoming->log);
     criu_args_add(&args, "--action-script=%s", hook);
+    if (snapshot->lazy)
+        criu_args_add(&args, "--lazy-pages");
     if (snapshot->options)
         criu_args_add_all(&args, snapshot->options);
     struct criu_spawn spawn = {
@@ -336,6 +420,8 @@ void incoming_begin(struct cache *cache, struct snapshot *snapshot)
 static void incoming_prepared(struct incoming *incoming)
 {
     struct snapshot *snapshot = incoming->snapshot;
+    if (incoming_check_pager(incoming))
+        return;
     snapshot->told_prepared = true;
     int r = snapshot_set_state(snapshot, SNAPSHOT_PREPARED);
     if (r < 0) {
@@ -371,7 +457,7 @@ static void incoming_asked(struct incoming *incoming, struct client *client)
 bool incoming_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
 {
     for (struct incoming *incoming = cache->incomings; incoming; incoming = incoming->next) {
-        if (!incoming->snapshot || incoming->snapshot->token != ask->token)
+        if (incoming->snapshot->token != ask->token)
             continue;
         if (ask->root_pid)
             incoming->snapshot->pid = ask->root_pid; /* as it is called here */
@@ -411,7 +497,7 @@ static void incoming_commit(struct incoming *incoming)
     case SNAPSHOT_PREPARED:
         incoming->since_usec = now_usec();
         cache_set_state(incoming->cache, snapshot, SNAPSHOT_STARTED);
-        if (incoming->hook)
+        if (!incoming_check_pager(incoming) && incoming->hook)
             client_hook(incoming->hook, HOOK_YES, "");
         return;
     case SNAPSHOT_RESTORED:
@@ -454,12 +540,14 @@ void incoming_settled(struct cache *cache, struct snapshot *snapshot)
     struct incoming *incoming = incoming_find(cache, snapshot);
     if (snapshot->state != SNAPSHOT_RESTORED)
         return;
-    if (!incoming)
+    if (!incoming) {
         snapshot_remove(snapshot);
-    else if (incoming->keeper == 0)
+        return;
+    }
+    incoming->settled = true;
+    if (incoming->keeper == 0 && !snapshot->filling)
         incoming_over(incoming, true);
-    else
-        incoming->snapshot = snapshot_remove(snapshot); /* criu only has to end */
+    /* Else criu has to end, and its memory to come. */
 }
 
 bool incoming_link_down(struct cache *cache, struct snapshot *snapshot)
@@ -491,8 +579,7 @@ int incoming_resolve(struct cache *cache, struct snapshot *snapshot, bool resume
     if (!incoming)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", snapshot->id);
     if (snapshot->state == SNAPSHOT_RESTORED) {
-        if (incoming->keeper == 0)
-            incoming_over(incoming, true); /* it runs: there is nothing left but the note of it */
+        incoming_settled(cache, snapshot); /* it runs: there is nothing left but the note of it */
         return 0;
     }
     if (snapshot->state == SNAPSHOT_RECEIVING || snapshot->state == SNAPSHOT_RESTORING ||
@@ -554,7 +641,7 @@ static void incoming_check_prepared(struct incoming *incoming)
 static bool incoming_is_stale(const struct incoming *incoming)
 {
     uint64_t age = now_usec() - incoming->since_usec;
-    if (incoming->keeper > 0 || incoming->hook)
+    if (incoming->keeper > 0 || incoming->hook || incoming->snapshot->filling)
         return false;
     return incoming->dropping ? age > RETURN_USEC
                               : incoming->snapshot->state == SNAPSHOT_RESTORED && age > NOTE_USEC;
@@ -564,9 +651,12 @@ void incomings_tick(struct cache *cache)
 {
     for (struct incoming *incoming = cache->incomings, *next; incoming; incoming = next) {
         next = incoming->next;
-        if (!incoming->snapshot)
+        if (incoming->snapshot->filling) {
+            incoming_check_fill(incoming);
             continue;
-        if (incoming->hook && incoming->snapshot->state == SNAPSHOT_PREPARED)
+        }
+        if (incoming->hook && incoming->snapshot->state == SNAPSHOT_PREPARED &&
+            !incoming_check_pager(incoming))
             client_hook(incoming->hook, HOOK_WAIT, "");
         if (incoming->again)
             incoming_start(incoming);

@@ -42,6 +42,11 @@ const char *snapshot_state_name(enum snapshot_state state)
     return state_names[state];
 }
 
+const char *snapshot_shown_state(const struct snapshot *snapshot)
+{
+    return snapshot->filling ? "filling" : snapshot_state_name(snapshot->state);
+}
+
 /* What a state means to a cache that was not there when it was written down. */
 static int state_after_restart(const char *name, enum snapshot_state *ret)
 {

@@ -18,7 +18,7 @@
  *
  * A snapshot that came by a migration (`restore`) goes another way, and waits for nobody to ask:
  *
- *   RECEIVING ──▶ HELD ──▶ RESTORING ──▶ PREPARED ──▶ STARTED ──▶ RESTORED ──▶ gone
+ *   RECEIVING ──▶ HELD ──▶ RESTORING ──▶ PREPARED ──▶ STARTED ──▶ RESTORED (filling) ──▶ gone
  *                  ▲            │            │           │
  *                  └────────────┴────────────┘           └─▶ READY: it could not be started
  *
@@ -37,8 +37,8 @@ enum snapshot_state {
     SNAPSHOT_RESTORING, /* criu restore is at work, nothing runs yet */
     SNAPSHOT_PREPARED,  /* built and standing still; whether it may run is the source's to say */
     SNAPSHOT_STARTED,   /* it was allowed to run: a copy runs here, or may run */
-    SNAPSHOT_RESTORED,  /* it runs here and the images are gone; the source has not settled yet */
-    SNAPSHOT_DOUBT,     /* held, and nobody tells whether the source's copy still runs */
+    SNAPSHOT_RESTORED, /* it runs here; its memory is still coming, or the source has not settled */
+    SNAPSHOT_DOUBT,    /* held, and nobody tells whether the source's copy still runs */
 };
 
 struct store;
@@ -55,10 +55,11 @@ struct snapshot {
     int imagefd;                  /* of ID/images/ */
     bool restore;                 /* by a migration: restored without being asked for */
     bool lazy;                    /* and it starts before its memory is filled in (src/pager) */
-    bool told_prepared;           /* and the source may have heard that it is prepared */
-    char **options;               /* for that criu restore, ended by NULL; NULL: none */
-    uint64_t token;               /* of that restore's hook */
-    uint64_t nonce;               /* the source's: tells snapshots of one id apart */
+    bool filling;       /* RESTORED: it runs, and the pager is at work; not written down */
+    bool told_prepared; /* and the source may have heard that it is prepared */
+    char **options;     /* for that criu restore, ended by NULL; NULL: none */
+    uint64_t token;     /* of that restore's hook */
+    uint64_t nonce;     /* the source's: tells snapshots of one id apart */
     uint64_t bytes;
     uint32_t images;
     uint32_t pid; /* of the root task on the source; 0: not known */
@@ -111,3 +112,6 @@ struct snapshot *snapshot_remove(struct snapshot *snapshot);
 int snapshot_path(const struct snapshot *snapshot, char *buf, size_t size);
 
 const char *snapshot_state_name(enum snapshot_state state);
+
+/* The state as it is shown: what is RESTORED may still be filling. */
+const char *snapshot_shown_state(const struct snapshot *snapshot);
