@@ -138,15 +138,16 @@ static int scan_area(struct tracker *tracker, const struct memory_area *area, sc
     return r == -EOPNOTSUPP ? 0 : r; /* of that area criu sends everything */
 }
 
-/* Scans all areas.  0 or a negative errno. */
-static int task_scan_areas(struct round_task *task, scan_fn *scan, struct page_runs *runs)
+/* Scans the areas that are anonymous, or those that are not.  0 or a negative errno. */
+static int task_scan_areas(struct round_task *task, bool anonymous, scan_fn *scan,
+                           struct page_runs *runs)
 {
     struct memory_map map;
     int r = memory_map_read(task->pid, &map);
     if (r < 0)
         return r;
     for (size_t i = 0; i < map.count && r == 0; i++) {
-        if (map.areas[i].kind == AREA_PRIVATE)
+        if (map.areas[i].kind == AREA_PRIVATE && map.areas[i].anonymous == anonymous)
             r = scan_area(&task->tracker, &map.areas[i], scan, runs);
     }
     memory_map_free(&map);
@@ -174,7 +175,7 @@ static int task_take_missed(struct round_task *task)
 static int task_look(struct round_task *task)
 {
     int r = task_take_missed(task);
-    return r < 0 ? r : task_scan_areas(task, tracker_scan, &task->runs);
+    return r < 0 ? r : task_scan_areas(task, true, tracker_scan, &task->runs);
 }
 
 /*
@@ -454,6 +455,20 @@ static bool list_some(struct rounds *rounds, struct link_batch *batch)
 }
 
 /*
+ * Pages of private mappings of files are criu's, but for what has been registered because it was
+ * something else a moment before: criu is not shown that, so it is read now.
+ */
+static int task_list(struct round_task *task)
+{
+    int r = task_scan_areas(task, true, tracker_list, &task->list);
+    if (r == 0)
+        r = task_scan_areas(task, false, tracker_list_tracked, &task->list);
+    if (r == 0)
+        r = task_scan_areas(task, false, tracker_list_tracked, &task->runs);
+    return r < 0 ? r : task_take_missed(task);
+}
+
+/*
  * A task that has ended, or has another memory than in the last round, has an empty list: what
  * exists of it is what criu sends.
  */
@@ -466,9 +481,7 @@ int rounds_list(struct rounds *rounds, struct error *err)
         if (!space)
             continue; /* nothing was ever sent of it */
         space->listed = true;
-        int r = task->open ? task_scan_areas(task, tracker_list, &task->list) : 0;
-        if (r == 0 && task->open)
-            r = task_take_missed(task);
+        int r = task->open ? task_list(task) : 0;
         if (r == -ESRCH)
             task_let_go(task);
         else if (r < 0)

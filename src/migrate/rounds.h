@@ -11,7 +11,7 @@
  *
  * A page that is written while it is read comes again in the next round, and what was written
  * behind the last one is criu's to send: it is shown those pages (criu/scan_filter.c).  Tasks that
- * cannot be followed are left to criu whole.
+ * cannot be followed are left to criu whole, and so are private mappings of files.
  *
  * On the loop's thread; over() is called from the loop.
  */

@@ -24,6 +24,7 @@ enum {
     SCAN_PROTECT = 1 << 0,       /* PM_SCAN_WP_MATCHING */
     SCAN_CHECK_TRACKED = 1 << 1, /* PM_SCAN_CHECK_WPASYNC */
 
+    IS_TRACKED = 1 << 0, /* PAGE_IS_WPALLOWED: of a registered area */
     IS_WRITTEN = 1 << 1,
     IS_FILE = 1 << 2,
     IS_PRESENT = 1 << 3,
@@ -101,13 +102,14 @@ static int check_alive(const struct tracker *tracker)
     return ioctl(tracker->uffd, UFFDIO_WRITEPROTECT, &ask) < 0 && errno == ESRCH ? -ESRCH : 0;
 }
 
-/* Adds the pages of an area that are of these categories.  0 or a negative errno. */
+/* Adds the pages of an area that are of all these categories, and of none of those.  0 or a
+ * negative errno. */
 static int scan(struct tracker *tracker, const struct memory_area *area, uint64_t flags,
-                uint64_t written, struct page_runs *runs)
+                uint64_t wanted, uint64_t unwanted, struct page_runs *runs)
 {
     /* What criu takes: neither of a file, nor the page of zeros that reading had mapped, nor a
-     * guard.
-     */
+     * guard. */
+    unwanted |= tracker->never;
     struct pagemap_scan ask = {
         .size = sizeof(ask),
         .flags = flags,
@@ -115,8 +117,8 @@ static int scan(struct tracker *tracker, const struct memory_area *area, uint64_
         .end = area->end,
         .vec = (uintptr_t)tracker->regions,
         .vec_len = REGIONS,
-        .inverted = tracker->never,
-        .mask = tracker->never | written,
+        .inverted = unwanted,
+        .mask = unwanted | wanted,
         .anyof_mask = IS_PRESENT | IS_SWAPPED,
         .return_mask = IS_PRESENT,
     };
@@ -137,7 +139,7 @@ static int scan(struct tracker *tracker, const struct memory_area *area, uint64_
 
 int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)
 {
-    int r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, IS_WRITTEN, runs);
+    int r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, IS_WRITTEN, 0, runs);
     if (r != -EPERM)
         return r;
     /*
@@ -152,10 +154,16 @@ int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct
         return check_alive(tracker) < 0            ? -ESRCH
                : errno == EINVAL || errno == EPERM ? -EOPNOTSUPP
                                                    : -errno;
-    return scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, 0, runs);
+    return scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, 0, 0, runs);
 }
 
 int tracker_list(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)
 {
-    return scan(tracker, area, 0, 0, runs);
+    return scan(tracker, area, 0, 0, 0, runs);
+}
+
+int tracker_list_tracked(struct tracker *tracker, const struct memory_area *area,
+                         struct page_runs *runs)
+{
+    return scan(tracker, area, 0, IS_TRACKED, 0, runs);
 }

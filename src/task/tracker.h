@@ -3,7 +3,7 @@
 /*
  * Which pages of a running process have been written, without stopping it (Linux 6.7 or newer).
  *
- *   userfaultfd (task/inject.h), WP_ASYNC ──▶ every private area registered
+ *   userfaultfd (task/inject.h), WP_ASYNC ──▶ every area that is scanned, registered
  *   PAGEMAP_SCAN: pages that exist and are not write-protected; protects them in the same step
  *
  * A page that tracker_scan() reports is write-protected from then on: read it after the scan, and
@@ -11,6 +11,10 @@
  * scan of an area reports all of its pages; so does that of one that was mapped, or moved, since
  * the scan before.  What is not reported is either as it was, or does not exist any more: which
  * pages exist is told by tracker_list().
+ *
+ * For anonymous memory only.  Where a protected page of a private mapping of a file is dropped
+ * (MADV_DONTNEED), the kernel leaves a note that counts as a page that is swapped out and has not
+ * been written; what is there is the file's content, and no scan tells that it has changed.
  *
  * Not seen are writes by devices into pages that were pinned before the scan (O_DIRECT reads under
  * way); nor shared memory, which has pages of its own.
@@ -44,3 +48,8 @@ int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct
 
 /* Adds all pages of an area that criu would dump: they exist, and are no longer those of a file. */
 int tracker_list(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs);
+
+/* The same, but only where it is tracked: an area may have become another than it was when it was
+ * scanned. */
+int tracker_list_tracked(struct tracker *tracker, const struct memory_area *area,
+                         struct page_runs *runs);
