@@ -34,7 +34,7 @@ KINDS = {  # name: (arguments, threads and children that have a slot)
                                                                           "file", "memfd", "shared", "huge", "brk"))], 2),
     "maps": (["--mib", 8, "--rate", 200, "--fork-ms", 0, "--exec-ms", 0, "--no-stack", "--no-board"], 2),
     "prefork": (["--threads", 1, "--prefork", 3, "--fork-ms", 100, "--exec-ms", 0], 4),
-    "exec": (["--threads", 3, "--mib", 12, "--exec-ms", 120, "--fork-ms", 100], 3),
+    "exec": (["--threads", 3, "--mib", 12, "--exec-ms", 250, "--fork-ms", 100], 3),
     "seccomp": (["--seccomp", 1, "--mib", 16], 2),
 }
 
@@ -46,7 +46,7 @@ def between(two):
 
 def start(between, kind, *more, **kw):
     arguments, slots = KINDS[kind]
-    return Churn(between.here.host, *arguments, *more, slots=slots, **kw)
+    return Churn(between.here.host, *arguments, *more, **{"slots": slots, **kw})
 
 
 # ---- the workload itself ----
@@ -227,10 +227,7 @@ def test_traced(between):
     assert tracer.poll() is None
     tracer.kill()
     tracer.communicate()
-    if migrate.process.returncode == ABORTED:
-        for path in between.here.host.path("/run/godwit").glob("migrate-*/dump.log"):
-            path.unlink()
-            path.parent.rmdir()
+    between.take_logs()
     between.move(churn)
 
 
@@ -251,6 +248,14 @@ def test_seccomp_filter_stays(between):
     between.move(churn)
     assert between.here.host._status(churn.pid, "Seccomp") == "2"
     churn.runs_on(between.here.host)
+
+
+@pytest.mark.xfail(reason="criu kills what it has restored if a thread is gone before it is let go (finalize_restore_detach)")
+def test_executes_as_it_wakes(between):
+    """The first thing that it does at the destination is to execute, which ends its other threads."""
+    churn = start(between, "exec", "--hasty", 1, "--threads", 8, "--exec-ms", 40, slots=8)
+    for _ in range(4):
+        between.move(churn)
 
 
 def test_many_areas(between):

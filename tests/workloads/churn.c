@@ -11,6 +11,7 @@
  *   --prefork N   children that live as long as it does, on memory that they have in common
  *   --fork-ms N   between children that live for a while (default 300), 0: none
  *   --exec-ms N   between executions of itself (default 5000), 0: none
+ *   --hasty 1     executes at once when it is overdue, though it has just been frozen
  *   --seconds N   ends after that, with 0 if all was right
  *   --most N      pages at a time: few make many areas (default: from one to thousands)
  *   --seccomp 1   a filter that kills whoever calls userfaultfd
@@ -40,14 +41,16 @@
 #define BACKING_PAGES 512
 #define BOARD_PAGES 64
 #define STACK_PAGES 48
-#define CHUNK 256          /* pages checked between two looks at the world */
-#define LOOKED_ON_MAX 1e8  /* ns: what was missed while frozen is not made up for */
+#define CHUNK 256         /* pages checked between two looks at the world */
+#define LOOKED_ON_MAX 1e8 /* ns: what was missed while frozen is not made up for */
+#define OVERDUE_NS 30000000
 #define ARGUMENT_BYTES 600 /* of the state that is handed to the next program */
 #define ARGUMENTS_MAX 80
 #define LETTER_BYTES 6000 /* of its environment */
 
 struct options {
-    uint64_t seed, threads, mib, rate, prefork, fork_ms, exec_ms, seconds, seccomp, most, limit;
+    uint64_t seed, threads, mib, rate, prefork, fork_ms, exec_ms, hasty, seconds, seccomp, most,
+        limit;
     const char *state;
     uint32_t without;
 };
@@ -607,6 +610,22 @@ static void lead(struct worker *w)
     }
 }
 
+/*
+ * Whoever has just woken from a freeze waits a little.  A restored process that executes, or ends
+ * a thread, before criu has let go of its last thread is killed by criu ("Unable to detach").
+ */
+static void maybe_exec(struct worker *w)
+{
+    uint64_t now = now_ns();
+
+    if (depth > 0 || options.exec_ms == 0 || w->number != executions % options.threads || asked())
+        return;
+    if (now > next_exec + OVERDUE_NS && !options.hasty)
+        next_exec = now + OVERDUE_NS;
+    if (now > next_exec)
+        exec_self();
+}
+
 /* Takes so many steps at its rate; a child ends early when it is asked, or left alone. */
 static void serve(struct worker *w, uint64_t steps)
 {
@@ -619,9 +638,7 @@ static void serve(struct worker *w, uint64_t steps)
         if ((depth > 0 && getppid() != father) || (passing && asked()))
             return;
         answer(w);
-        if (depth == 0 && options.exec_ms && !asked() && now_ns() > next_exec &&
-            w->number == executions % options.threads)
-            exec_self();
+        maybe_exec(w);
         pay(w);
         if (w->debt_ns < 1e6)
             step(w);
@@ -764,6 +781,7 @@ static const struct number {
     {"--prefork", &options.prefork, 0, SLOTS - THREADS_MAX},
     {"--fork-ms", &options.fork_ms, 0, 1 << 30},
     {"--exec-ms", &options.exec_ms, 0, 1 << 30},
+    {"--hasty", &options.hasty, 0, 1},
     {"--seconds", &options.seconds, 0, 1 << 30},
     {"--seccomp", &options.seccomp, 0, 1},
     {"--most", &options.most, 0, 1 << 20},
