@@ -411,6 +411,14 @@ def program(host, pid):
     return words[0].decode() if words else None
 
 
+def comm(host, pid):
+    """The name that a process has given itself."""
+    try:
+        return host.path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return None
+
+
 # ---- judging ----
 
 def one_line(what, status, err):

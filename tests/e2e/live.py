@@ -12,7 +12,7 @@ import time
 import pytest
 
 from bed import SHARED, wait_for, workload
-from failures import program as program_of
+from failures import comm, program as program_of
 from godwit import ABORTED, REFUSED, program
 
 CACHE_FILES = ("cache.sock", "cache.sock.lock", "image-cache.log", "images", "streamer-serve.sock")
@@ -208,7 +208,7 @@ def ours(side):
 
 def pagers(side):
     """Pids of the pagers on a host, leader and standby."""
-    return [pid for pid in side.host.pids() if side.host.read(f"/proc/{pid}/comm", "").strip() == PAGER[:15]]
+    return [pid for pid in side.host.pids() if comm(side.host, pid) == PAGER]
 
 
 class Told:

@@ -20,7 +20,7 @@ import time
 import pytest
 
 import bed as testbed
-from failures import CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, check_breaks, criu_broke_it, one_line, point_name, program
+from failures import CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, check_breaks, comm, criu_broke_it, one_line, point_name, program
 from live import PAGER, offered
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -78,7 +78,7 @@ class MigrateLane(Lane):
         """{pid: program} of criu, hooks and godwit on a host, the image-cache of the lane left out."""
         found = {}
         for pid in host.pids():
-            name = PAGER if host.read(f"/proc/{pid}/comm", "").strip() == PAGER else program(host, pid)
+            name = PAGER if comm(host, pid) == PAGER else program(host, pid)
             if name in ("criu", "godwit-hook", "godwit", PAGER) and pid != self.cache.host_pid and host.pid_alive(pid):
                 found[pid] = name
         return found
