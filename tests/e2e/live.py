@@ -145,7 +145,8 @@ class Between:
             side.cache("--accept")
 
     def begin(self, pid, *argv):
-        return self.here.begin_migrate(pid, self.there.host.address, "--json", *argv)
+        also = os.environ.get("GODWIT_LIVE_OPTIONS", "").split()
+        return self.here.begin_migrate(pid, self.there.host.address, "--json", *argv, *also)
 
     def move(self, churn, *argv, code=0, timeout=60):
         """Moves it once, and checks all that can be checked; returns what `migrate --json` told."""
@@ -155,7 +156,8 @@ class Between:
             status = migrate.process.returncode
             if status == code or not self._by_chance(churn, status, out + err):
                 break
-        assert status == code, f"migrate: {status} {err}\n{out}\n{self.here.logs()}\n{self.there.logs()}"
+        told = "\n".join(line for line in out.splitlines() if '"severity": "ok"' not in line)
+        assert status == code, f"migrate: {status} {err}\n{told[-2000:]}\n{self.here.logs()}\n{self.there.logs()}"
         if code == 0:
             self.arrived(churn)
         return Told(out)

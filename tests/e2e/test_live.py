@@ -3,7 +3,7 @@
 
 After each move: the process runs on exactly one host, everything in it has been checked, and nothing of ours is left.
 GODWIT_LIVE_LOOPS=N moves each kind N times there and back (default 1), GODWIT_SEED=S rolls the same dice, GODWIT_FULL=1
-measures memory with 1 GiB instead of less.  A test that wants an option of `godwit migrate` is skipped as long as there
+measures memory with 1 GiB instead of less, GODWIT_LIVE_OPTIONS are for each `godwit migrate`.  A test that wants an option of `godwit migrate` is skipped as long as there
 is none.
 """
 
