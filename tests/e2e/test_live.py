@@ -34,6 +34,8 @@ KINDS = {  # name: (arguments, threads and children that have a slot)
     "only writes": (["--exec-ms", 0, "--fork-ms", 0, *(f"--no-{k}" for k in ("map", "remap", "protect", "discard", "free",
                                                                           "file", "memfd", "shared", "huge", "brk"))], 2),
     "maps": (["--mib", 8, "--rate", 200, "--fork-ms", 0, "--exec-ms", 0, "--no-stack", "--no-board"], 2),
+    "given back": (["--threads", 1, "--rate", 40, "--fork-ms", 0, "--exec-ms", 0, *(f"--no-{k}" for k in (
+        "map", "memfd", "protect", "remap", "free", "shared", "huge", "brk", "stack", "board"))], 1),
     "prefork": (["--threads", 1, "--prefork", 3, "--fork-ms", 100, "--exec-ms", 0], 4),
     "exec": (["--threads", 3, "--mib", 12, "--exec-ms", 250, "--fork-ms", 100], 3),
     "seccomp": (["--seccomp", 1, "--mib", 16], 2),

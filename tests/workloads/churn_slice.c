@@ -121,6 +121,13 @@ static bool page_right(const struct slice *s, size_t i)
     return page_is(words, p->key, place) && (!p->poke || words[place] == poke_word(p));
 }
 
+/* Whether nothing was written to a page that is private of a file. */
+static bool is_origin(const struct slice *s, const struct page *p)
+{
+    return (p->kind == FILE_PRIVATE || p->kind == MEMFD_PRIVATE) && !p->poke &&
+           p->key == origin_key(backing_of(s, p), p->origin);
+}
+
 /* What is on the page instead. */
 static const char *diagnose(const struct page *p, const uint64_t *words)
 {
@@ -150,10 +157,10 @@ static _Noreturn void page_wrong(const struct slice *s, size_t i)
         byte++;
     if (byte == PAGE)
         wrong("page %p was wrong, and is right when looked at again", (void *)words_of(s, i));
-    wrong("%p: expected %02x, found %02x; the page is %s, prot %d, area %u: %s",
+    wrong("%p: expected %02x, found %02x; the page is %s%s, prot %d, area %u: %s",
           (void *)((unsigned char *)words_of(s, i) + byte), ((unsigned char *)want)[byte],
-          ((unsigned char *)found)[byte], s->heap ? "of the heap" : kind_names[p->kind], p->prot,
-          p->area, diagnose(p, found));
+          ((unsigned char *)found)[byte], s->heap ? "of the heap" : kind_names[p->kind],
+          is_origin(s, p) ? ", as it is in that" : "", p->prot, p->area, diagnose(p, found));
 }
 
 void slice_check(struct slice *s, size_t first, size_t count)
