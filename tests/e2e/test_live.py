@@ -21,7 +21,7 @@ import pytest
 from bed import SHARED, wait_for, workload
 from failures import FULL
 from godwit import ABORTED, MIB, REFUSED, check_memory
-from live import Between, Churn, Told, needs, new_seed, ours, pagers
+from live import Between, Churn, Told, needs, new_seed, offered, ours, pagers
 from test_memory import fields
 
 LOOPS = int(os.environ.get("GODWIT_LIVE_LOOPS", "1"))
@@ -40,6 +40,9 @@ KINDS = {  # name: (arguments, threads and children that have a slot)
     "exec": (["--threads", 3, "--mib", 12, "--exec-ms", 250, "--fork-ms", 100], 3),
     "seccomp": (["--seccomp", 1, "--mib", 16], 2),
 }
+
+# Rounds that last, and are many: whatever a process can do to its memory happens between two of them.
+SLOWLY = ["--downtime", 1, "--max-rounds", 8, "--bandwidth", "40M"]
 
 
 @pytest.fixture
@@ -159,8 +162,8 @@ def test_churn_sees_a_child_that_died(hosts):
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_and_back(between, kind):
     churn = start(between, kind)
-    for _ in range(2 * LOOPS):
-        told = between.move(churn)
+    for n in range(2 * LOOPS):
+        told = between.move(churn, *(SLOWLY if n % 2 == 0 and "bandwidth" in offered() else []))
         print(f"down {told.downtime:.0f} ms, {told.last['ram']['transferred'] / MIB:.1f} MiB")
     assert churn.face().longest_gap > 0
     churn.end(between.here.host)
