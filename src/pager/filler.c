@@ -225,7 +225,7 @@ int filler_open(struct filler **ret, struct record *record, struct spaces *space
         (struct filler){.record = record, .spaces = spaces, .report = report, .at_once = AT_ONCE};
     int r = record->map >= 0 ? open_map(filler, err) : 0;
     if (r < 0) {
-        filler_close(filler);
+        filler_forget(filler);
         return r;
     }
     if (filler->map.count > 0) {
@@ -237,17 +237,10 @@ int filler_open(struct filler **ret, struct record *record, struct spaces *space
     return 0;
 }
 
-struct filler *filler_close(struct filler *filler)
+struct filler *filler_forget(struct filler *filler)
 {
     if (!filler)
         return NULL;
-    /* What it lacked nobody will ask for; the space may be another's too. */
-    for (uint64_t i = 0; filler->missing > 0 && filler->done && i < filler->map.count; i++) {
-        uint64_t before = filler->missing;
-        mark(filler, i, filler->first[i], filler->first[i + 1]);
-        filler->report->filled -= before - filler->missing;
-        filler->report->lost += before - filler->missing;
-    }
     spaces_put(filler->spaces, filler->space);
     if (filler->sheet)
         munmap(filler->sheet, sheet_bytes(filler->map.pages));
@@ -255,6 +248,19 @@ struct filler *filler_close(struct filler *filler)
     fill_map_close(&filler->map);
     free(filler);
     return NULL;
+}
+
+struct filler *filler_close(struct filler *filler)
+{
+    /* What it lacked nobody will ask for; the space may be another's too. */
+    for (uint64_t i = 0; filler->missing > 0 && i < filler->map.count; i++) {
+        uint64_t page = filler->first[i], end = filler->first[i + 1];
+        for (uint64_t stop; (page = find_bit(filler, page, end, false)) < end; page = stop) {
+            stop = find_bit(filler, page, end, true);
+            space_filled(filler->spaces, filler->space, page_offset(filler, i, page), stop - page);
+        }
+    }
+    return filler_forget(filler);
 }
 
 bool filler_over(const struct filler *filler)
@@ -274,13 +280,6 @@ static void trouble(struct filler *filler, const char *what, int error)
 static void wait_for(struct filler *filler, uint64_t usec)
 {
     filler->retry_usec = now_usec() + usec;
-}
-
-/* Nothing was changing when the kernel began with that call. */
-static void settled(struct filler *filler, int r)
-{
-    if (r != -EAGAIN)
-        filler->moved_count = 0;
 }
 
 /* No area that is registered begins at that page, and none can have: asked twice, because a move
@@ -350,7 +349,6 @@ static void fill(struct filler *filler, bool finished, uint64_t entry, uint64_t 
     }
     const uint8_t *source = space_at(filler->space, page_offset(filler, entry, page), length);
     int r = uffd_copy(filler->record->uffd, vaddr, source, length, &placed);
-    settled(filler, r);
     if (r < 0) {
         refused(filler, r, finished, entry, page, page + length / PAGE_BYTES, vaddr, source);
         return;
@@ -473,7 +471,6 @@ static void fault(struct filler *filler, uint64_t vaddr)
     vaddr -= vaddr % PAGE_BYTES;
     int r = missing_at(filler, vaddr, &entry, &page) ? answer_from_map(filler, vaddr, entry, page)
                                                      : uffd_zero(filler->record->uffd, vaddr);
-    settled(filler, r);
     filler->report->faults += r == 0;
     switch (r) {
     case 0:
@@ -551,30 +548,7 @@ static int move(struct filler *filler, uint64_t from, uint64_t to, uint64_t leng
     if (r < 0)
         return r;
     __atomic_store_n(&filler->record->commit, other | COMMIT_APPLIED, __ATOMIC_SEQ_CST);
-    unsigned i = filler->moved_count < FILLER_MOVED ? filler->moved_count++ : FILLER_MOVED - 1;
-    filler->moved[i].start = to;
-    filler->moved[i].end = to + length;
     return 0;
-}
-
-/*
- * Of two threads of which one unmaps and the other moves something to where that was, the kernel
- * may tell the second first.  So what has just been moved stays; if it has been unmapped indeed,
- * the kernel will say so when it is filled.
- */
-static void unmapped(struct filler *filler, uint64_t start, uint64_t end)
-{
-    while (start < end) {
-        uint64_t stop = end, next = end;
-        for (unsigned i = 0; i < filler->moved_count; i++) {
-            if (filler->moved[i].start >= stop || filler->moved[i].end <= start)
-                continue;
-            stop = MAX(filler->moved[i].start, start);
-            next = MIN(filler->moved[i].end, end);
-        }
-        mark_range(filler, start, stop);
-        start = next;
-    }
 }
 
 int filler_message(struct filler *filler)
@@ -589,10 +563,8 @@ int filler_message(struct filler *filler)
     filler->retry_usec = 0;
     if (!filler->sheet)
         return 0;
-    if (message.event == UFFD_EVENT_REMOVE)
+    if (message.event == UFFD_EVENT_REMOVE || message.event == UFFD_EVENT_UNMAP)
         mark_range(filler, message.arg.remove.start, message.arg.remove.end);
-    else if (message.event == UFFD_EVENT_UNMAP)
-        unmapped(filler, message.arg.remove.start, message.arg.remove.end);
     else if (message.event == UFFD_EVENT_REMAP)
         r = move(filler, message.arg.remap.from, message.arg.remap.to, message.arg.remap.len);
     return r;

@@ -11,11 +11,11 @@
 #include "pager/map.h"
 #include "pager/space.h"
 
-enum { FILLER_HELD = 64, FILLER_MOVED = 8 };
+enum { FILLER_HELD = 64 };
 
 /* What all fillers of a leader count into, and tell. */
 struct fill_report {
-    uint64_t filled, faults, lost; /* lost: pages of tasks that have gone, or that have no place */
+    uint64_t filled, faults, lost; /* lost: pages that have no place */
     void (*trouble)(void *user, const char *text);
     void *user;
 };
@@ -42,10 +42,6 @@ struct filler {
 
     uint64_t held[FILLER_HELD]; /* faults that wait for events to be read, or for memory */
     unsigned held_count;
-    struct {
-        uint64_t start, end;
-    } moved[FILLER_MOVED]; /* targets of moves since nothing was changing */
-    unsigned moved_count;
 
     bool events; /* its memory has been changed since it came */
     bool stuck;  /* a page cannot be filled: it is never over */
@@ -55,7 +51,12 @@ struct filler {
 /* Maps and counts what the record says.  0, or a negative errno with *err. */
 int filler_open(struct filler **ret, struct record *record, struct spaces *spaces,
                 struct fill_report *report, struct error *err);
+
+/* The task is done with: what it lacked is not wanted by it. */
 struct filler *filler_close(struct filler *filler);
+
+/* Frees the leader's side and touches nothing else; NULL will do. */
+struct filler *filler_forget(struct filler *filler);
 
 /* Whether nothing is left to do for it. */
 bool filler_over(const struct filler *filler);

@@ -114,7 +114,7 @@ static void record_free(struct pager *pager, unsigned i)
     struct filler *filler = pager->fillers[i];
     /* What a task that has gone lacked was never wanted. */
     uint64_t missing = filler ? filler->missing : was.pages;
-    pager->fillers[i] = filler_close(filler);
+    pager->fillers[i] = filler ? filler_close(filler) : NULL;
     epoll_ctl(pager->epoll, EPOLL_CTL_DEL, was.uffd, NULL);
     __atomic_store_n(&record->state, RECORD_FREE, __ATOMIC_SEQ_CST);
     pager->book->closed_pages += was.pages - missing;
@@ -189,7 +189,7 @@ static void record_open(struct pager *pager, unsigned i)
         watch(pager, record->uffd, i) < 0) {
         /* From here it is not answered, and not closed: its task waits. */
         fail(pager, err.text);
-        pager->fillers[i] = filler_close(pager->fillers[i]);
+        pager->fillers[i] = filler_forget(pager->fillers[i]);
         record->broken = 1;
     }
 }
@@ -450,14 +450,21 @@ static bool start_standby(struct pager *pager)
     return true;
 }
 
+/* The same, when one of the two has died.  It counts when there are two again. */
+static bool replace_dead(struct pager *pager)
+{
+    bool next = start_standby(pager);
+    pager->state->takeovers += !next;
+    return next;
+}
+
 static bool on_standby_death(struct pager *pager)
 {
     siginfo_t info;
     int fd = pager->book->watched;
     waitid(P_PIDFD, (id_t)fd, &info, WEXITED);
     close_fd(fd);
-    pager->state->takeovers++;
-    return start_standby(pager);
+    return replace_dead(pager);
 }
 
 /* ---- taking over ---- */
@@ -523,7 +530,7 @@ static void sweep(const struct pager *pager)
 static void forget(struct pager *pager)
 {
     for (unsigned i = 0; i < RECORDS_MAX; i++)
-        pager->fillers[i] = filler_close(pager->fillers[i]);
+        pager->fillers[i] = filler_forget(pager->fillers[i]);
     pager->spaces = (struct spaces){0};
     pager->report = (struct fill_report){.trouble = on_trouble, .user = pager};
     pager->used = pager->turn = 0;
@@ -537,7 +544,7 @@ static bool take_over(struct pager *pager)
     pager->state->leader = getpid();
     mlock(book, sizeof(*book)); /* the kernel writes there when it must not wait */
     sweep(pager);
-    return start_standby(pager);
+    return replace_dead(pager);
 }
 
 /* Finds everything as the book has it. */
@@ -794,7 +801,6 @@ _Noreturn void pager_run(struct pager_state *state, int state_fd, int listener, 
     for (;;) {
         if (next) {
             pager->self = book->watched; /* that was our own */
-            state->takeovers++;
             pause_if_short_lived(pager);
             forget(pager);
             if (take_over(pager))
