@@ -232,6 +232,8 @@ int pager_look(int dirfd, struct pager_view *ret)
         .began_usec = state->began_usec,
         .done_usec = state->done_usec,
         .takeovers = state->takeovers,
+        .leader = state->leader,
+        .standby = state->standby,
     };
     copy_text(state, ret->text, sizeof(ret->text));
     state_close(state);

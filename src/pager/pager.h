@@ -29,6 +29,7 @@ struct pager_view {
     uint64_t faults;                /* that were answered */
     uint64_t began_usec, done_usec; /* CLOCK_MONOTONIC; 0: not yet */
     uint64_t takeovers;             /* how often one of the two has replaced the other */
+    int leader, standby;            /* pids, for those who watch */
     char text[200];                 /* why it failed, or what is odd */
 };
 
