@@ -7,9 +7,10 @@
 #include <sys/mman.h>
 
 enum {
-    AT_ONCE = 128,    /* pages: 512 KiB, a fault waits that long */
-    AHEAD = 16,       /* pages: behind a fault */
-    SHARE_BEFORE = 8, /* one part in so many is filled before the task is built */
+    AT_ONCE = 64,              /* pages of one ioctl: 256 KiB */
+    BATCH_PAGES = 4 * AT_ONCE, /* of one batch: a fault waits that long */
+    AHEAD = 16,                /* pages: behind a fault */
+    SHARE_BEFORE = 8,          /* one part in so many is filled before the task is built */
 };
 
 #define RETRY_CHANGING 200ull
@@ -18,16 +19,6 @@ enum {
 #define WAKE_START KIB(64) /* below it nothing is ever mapped */
 
 /* ---- the userfaultfd ---- */
-
-/* As below; 0: *ret_bytes, at least one page, have been placed. */
-static int uffd_copy(int uffd, uint64_t vaddr, const void *source, uint64_t bytes,
-                     uint64_t *ret_bytes)
-{
-    struct uffdio_copy copy = {.dst = vaddr, .src = (uintptr_t)source, .len = bytes};
-    int r = ioctl(uffd, UFFDIO_COPY, &copy) < 0 ? -errno : 0;
-    *ret_bytes = copy.copy > 0 ? (uint64_t)copy.copy : 0;
-    return *ret_bytes > 0 ? 0 : r;
-}
 
 static int uffd_zero(int uffd, uint64_t vaddr)
 {
@@ -209,8 +200,8 @@ static bool round_before(const struct filler *filler, uint64_t before, uint64_t 
 
 static void begin_pass(struct filler *filler)
 {
-    filler->entry = filler->page = 0;
-    filler->passed = !round_before(filler, UINT64_MAX, &filler->round);
+    filler->cursor = (struct cursor){0};
+    filler->cursor.passed = !round_before(filler, UINT64_MAX, &filler->cursor.round);
 }
 
 int filler_open(struct filler **ret, struct record *record, struct spaces *spaces,
@@ -300,25 +291,33 @@ static void no_place(struct filler *filler, uint64_t entry, uint64_t page)
     }
 }
 
-/* Pages [page, end) of an entry did not go to vaddr. */
-static void refused(struct filler *filler, int r, bool finished, uint64_t entry, uint64_t page,
-                    uint64_t end, uint64_t vaddr, const void *source)
+/* It stays missing: better a task that waits than one that reads zeroes. */
+static void leave_out(struct filler *filler, const struct copy_job *job)
 {
-    switch (r) {
+    filler->stuck = true;
+    if (filler->cursor.entry == job->entry && filler->cursor.page == job->page)
+        filler->cursor.page += job->bytes / PAGE_BYTES;
+    trouble(filler, "a page cannot be filled", job->result);
+}
+
+/* A job was refused: none of its pages have been copied. */
+static void refused(struct filler *filler, const struct copy_job *job, bool finished)
+{
+    switch (job->result) {
     case -EEXIST: /* it has come by another way: a leader that is dead now */
-        mark(filler, entry, page, page + 1);
-        uffd_wake(filler->record->uffd, vaddr);
+        mark(filler, job->entry, job->page, job->page + 1);
+        uffd_wake(job->uffd, job->vaddr);
         return;
     case -EAGAIN: /* its memory is changing: an event is there or about to come */
         wait_for(filler, RETRY_CHANGING);
         return;
     case -ENOENT: /* the pages are not all in one area, or that is not registered */
-        if (end - page > 1)
-            filler->at_once = (end - page) / 2;
+        if (job->bytes > PAGE_BYTES)
+            filler->at_once = job->bytes / PAGE_BYTES / 2;
         else if (!finished)
             wait_for(filler, RETRY_UNBUILT);
-        else if (has_no_place(filler, vaddr, source))
-            no_place(filler, entry, page);
+        else if (has_no_place(filler, job->vaddr, job->source))
+            no_place(filler, job->entry, job->page);
         return;
     case -ESRCH:
         filler->gone = true;
@@ -330,56 +329,71 @@ static void refused(struct filler *filler, int r, bool finished, uint64_t entry,
         wait_for(filler, RETRY_MEMORY);
         return;
     default:
-        /* Left out, for ever: better a task that waits than one that reads zeroes. */
-        filler->stuck = true;
-        filler->page = page + 1 - filler->first[entry];
-        trouble(filler, "a page cannot be filled", r);
+        leave_out(filler, job);
     }
 }
 
-/* Fills some of [page, end), which lies in one entry. */
-static void fill(struct filler *filler, bool finished, uint64_t entry, uint64_t page, uint64_t end)
+/* What is to be copied for [page, end), which lies in one entry.  False: nothing. */
+static bool make_job(struct filler *filler, struct copy_job *job, uint64_t entry, uint64_t page,
+                     uint64_t end)
 {
     const struct fill_map_entry *in = &filler->map.entries[entry];
-    uint64_t home = in->vaddr + (page - filler->first[entry]) * PAGE_BYTES, vaddr, placed;
-    uint64_t length = MIN(end - page, filler->at_once) * PAGE_BYTES;
+    uint64_t home = in->vaddr + (page - filler->first[entry]) * PAGE_BYTES, vaddr;
+    uint64_t length = (end - page) * PAGE_BYTES;
     if (!views_locate(views(filler), home, &vaddr, &length)) {
         mark(filler, entry, page, page + 1); /* no move leaves such a page unmarked */
-        return;
+        return false;
     }
-    const uint8_t *source = space_at(filler->space, page_offset(filler, entry, page), length);
-    int r = uffd_copy(filler->record->uffd, vaddr, source, length, &placed);
-    if (r < 0) {
-        refused(filler, r, finished, entry, page, page + length / PAGE_BYTES, vaddr, source);
-        return;
+    *job = (struct copy_job){
+        .uffd = filler->record->uffd,
+        .vaddr = vaddr,
+        .bytes = length,
+        .source = space_at(filler->space, page_offset(filler, entry, page), length),
+        .entry = entry,
+        .page = page,
+    };
+    return true;
+}
+
+static void jobs_done(struct filler *filler, const struct copy_job *jobs, unsigned count,
+                      bool finished)
+{
+    bool whole = true;
+    for (unsigned i = 0; i < count; i++) {
+        const struct copy_job *job = &jobs[i];
+        whole &= job->result == 0;
+        if (job->result == 0)
+            mark(filler, job->entry, job->page, job->page + job->placed / PAGE_BYTES);
     }
-    mark(filler, entry, page, page + placed / PAGE_BYTES);
-    filler->at_once = MIN(filler->at_once * 2, (uint64_t)AT_ONCE);
+    for (unsigned i = 0; i < count && !filler->gone; i++) {
+        if (jobs[i].result < 0)
+            refused(filler, &jobs[i], finished);
+    }
+    if (whole)
+        filler->at_once = MIN(filler->at_once * 2, (uint64_t)AT_ONCE);
 }
 
 /* ---- filling ---- */
 
-/* The next pages that are missing, in one entry. */
-static bool next_run(struct filler *filler, uint64_t *ret_entry, uint64_t *ret_page,
-                     uint64_t *ret_end)
+/* The next pages that are missing, in one entry; the cursor moves behind them. */
+static bool next_run(const struct filler *filler, struct cursor *cursor, uint64_t *ret_entry,
+                     uint64_t *ret_page, uint64_t *ret_end)
 {
-    while (!filler->passed) {
-        for (; filler->entry < filler->map.count; filler->entry++, filler->page = 0) {
-            if (filler->map.entries[filler->entry].round != filler->round)
+    for (; !cursor->passed; cursor->passed = !round_before(filler, cursor->round, &cursor->round)) {
+        for (; cursor->entry < filler->map.count; cursor->entry++) {
+            uint64_t first = filler->first[cursor->entry], end = filler->first[cursor->entry + 1];
+            if (filler->map.entries[cursor->entry].round != cursor->round)
                 continue;
-            uint64_t end = filler->first[filler->entry + 1];
-            uint64_t page =
-                find_bit(filler, filler->first[filler->entry] + filler->page, end, false);
+            uint64_t page = find_bit(filler, MAX(first, cursor->page), end, false);
             if (page == end)
                 continue;
-            *ret_entry = filler->entry;
+            *ret_entry = cursor->entry;
             *ret_page = page;
             *ret_end = find_bit(filler, page, MIN(end, page + filler->at_once), true);
-            filler->page = page - filler->first[filler->entry];
+            cursor->page = *ret_end;
             return true;
         }
-        filler->entry = filler->page = 0;
-        filler->passed = !round_before(filler, filler->round, &filler->round);
+        cursor->entry = cursor->page = 0;
     }
     return false;
 }
@@ -388,37 +402,61 @@ static void fill_ahead(struct filler *filler, bool finished)
 {
     uint64_t page = find_bit(filler, filler->ahead, filler->ahead_end, false);
     uint64_t end = find_bit(filler, page, filler->ahead_end, true);
-    uint64_t low = 0, high = filler->map.count;
+    struct copy_job job;
     filler->ahead = filler->ahead_end;
-    if (page == end)
+    if (page == end || !make_job(filler, &job, filler->ahead_entry, page, end))
         return;
-    while (high - low > 1) { /* the entry of the page */
-        uint64_t middle = low + (high - low) / 2;
-        *(filler->first[middle] <= page ? &low : &high) = middle;
-    }
-    fill(filler, finished, low, page, MIN(end, filler->first[low + 1]));
+    job.result = uffd_copy(job.uffd, job.vaddr, job.source, job.bytes, &job.placed);
+    jobs_done(filler, &job, 1, finished);
 }
 
-bool filler_step(struct filler *filler, bool finished)
+/* Up to a batch of what is missing next.  The cursor stays before it: what has not been filled
+ * then is next again. */
+static unsigned make_batch(struct filler *filler, struct copy_job *jobs)
 {
-    uint64_t entry, page, end;
+    struct cursor cursor = filler->cursor;
+    uint64_t entry, page, end, pages = 0;
+    unsigned count = 0;
+    while (count < COPY_JOBS && pages < BATCH_PAGES &&
+           next_run(filler, &cursor, &entry, &page, &end)) {
+        if (pages == 0)
+            filler->cursor = (struct cursor){cursor.round, entry, page, false};
+        pages += end - page;
+        count += make_job(filler, &jobs[count], entry, page, end);
+    }
+    if (pages == 0)
+        filler->cursor = cursor;
+    return count;
+}
+
+/* Whether something is to be filled now. */
+static bool wants_filling(const struct filler *filler, bool finished)
+{
+    uint64_t pages = filler->record->pages, filled = pages - MIN(filler->missing, pages);
     if (filler->missing == 0 || filler->gone ||
         (filler->retry_usec && now_usec() < filler->retry_usec))
+        return false;
+    if (filler->cursor.passed && filler->stuck)
+        return false; /* what it lacks now it will always lack */
+    return finished || filled < pages / SHARE_BEFORE;
+}
+
+bool filler_step(struct filler *filler, struct copier *copier, bool finished)
+{
+    if (!wants_filling(filler, finished))
         return false;
     filler->retry_usec = 0;
     if (filler->ahead < filler->ahead_end) {
         fill_ahead(filler, finished);
         return true;
     }
-    uint64_t filled = filler->record->pages - MIN(filler->missing, filler->record->pages);
-    if (!finished && filled >= filler->record->pages / SHARE_BEFORE)
-        return false;
-    if (next_run(filler, &entry, &page, &end))
-        fill(filler, finished, entry, page, end);
-    else if (!filler->stuck)
+    unsigned count = make_batch(filler, copier->jobs);
+    if (count > 0) {
+        copier_run(copier, count);
+        jobs_done(filler, copier->jobs, count, finished);
+    } else if (filler->cursor.passed && !filler->stuck) {
         begin_pass(filler);
-    else
-        return false;
+    }
     return filler->missing > 0 && !filler->gone && !filler->retry_usec;
 }
 
@@ -459,6 +497,7 @@ static int answer_from_map(struct filler *filler, uint64_t vaddr, uint64_t entry
     int r = uffd_copy(filler->record->uffd, vaddr, source, PAGE_BYTES, &bytes);
     if (r == 0 || r == -EEXIST) {
         mark(filler, entry, page, page + 1);
+        filler->ahead_entry = entry;
         filler->ahead = page + 1;
         filler->ahead_end = MIN(page + AHEAD, filler->first[entry + 1]);
     }

@@ -8,6 +8,7 @@
  * or it is not wanted any more (unmapped, removed, overwritten by a move).  A bit is never cleared.
  */
 #include "pager/book.h"
+#include "pager/copier.h"
 #include "pager/map.h"
 #include "pager/space.h"
 
@@ -33,10 +34,12 @@ struct filler {
     uint64_t missing;
 
     /* Where filling goes on: rounds from the last to the first, addresses ascending. */
-    uint64_t round, entry, page;
-    bool passed;    /* a whole pass is over */
-    uint64_t ahead; /* number of the page behind the last fault: it is likely the next */
-    uint64_t ahead_end;
+    struct cursor {
+        uint64_t round, entry, page; /* number of the page */
+        bool passed;                 /* a whole pass is over */
+    } cursor;
+    /* Numbers of the pages behind the last fault: they are likely the next. */
+    uint64_t ahead, ahead_end, ahead_entry;
     uint64_t at_once; /* pages per ioctl: less where areas end */
     uint64_t retry_usec;
 
@@ -65,7 +68,7 @@ bool filler_over(const struct filler *filler);
  * Fills some pages.  True if there may be more to do at once.  finished: the task is built, so what
  * has no place now will have none; before that only a part is filled.
  */
-bool filler_step(struct filler *filler, bool finished);
+bool filler_step(struct filler *filler, struct copier *copier, bool finished);
 
 /* Reads one message into the record's slot.  1: it is there; 0: none; or a negative errno. */
 int filler_read(struct filler *filler);

@@ -49,6 +49,7 @@ struct pager {
     struct filler *fillers[RECORDS_MAX];
     unsigned used, turn; /* records in use; whose turn it is to be filled */
     struct spaces spaces;
+    struct copier copier;
     struct fill_report report;
     uint64_t probe_usec; /* when to look next whether the tasks live */
     bool pending;        /* something is there to be read that cannot be taken yet */
@@ -554,6 +555,7 @@ static void open_book(struct pager *pager)
     pager->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (pager->epoll < 0)
         _exit(1);
+    copier_start(&pager->copier);
     watch(pager, book->watched, TAG_STANDBY);
     if (book->socket >= 0)
         watch(pager, book->socket, TAG_SOCKET);
@@ -594,7 +596,7 @@ static bool fill_some(struct pager *pager, bool *soon)
         struct filler *filler = pager->fillers[pager->turn];
         if (!filler || filler->record->slot.event)
             continue;
-        if (filler_step(filler, pager->book->finished))
+        if (filler_step(filler, &pager->copier, pager->book->finished))
             return true;
         *soon |= filler->retry_usec != 0 || filler->held_count > 0;
     }
