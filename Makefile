@@ -5,7 +5,7 @@
 #   make demo     a live Redis moves between two hosts (namespaces) of this machine
 #   make demo-remote   the same by the four commands and their daemons
 #   make check    all tests
-#   make bench    the benchmarks
+#   make bench    the benchmarks, some of them in short; all of it: bench/downtime, bench/redis, bench/rounds
 #   make install  into $(PREFIX), /usr/local unless said otherwise; DESTDIR is honoured
 
 BUILD ?= build
@@ -45,6 +45,9 @@ bench: all
 	scripts/setup test
 	bench/bulk
 	bench/tracking
+	bench/downtime --size 512 --dirty 50 --runs 3
+	bench/redis --size 256 --runs 1
+	bench/rounds --size 512 --runs 3
 
 install: all
 	$(MESON) install -C $(BUILD)

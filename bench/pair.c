@@ -159,6 +159,8 @@ static void read_and_send(const char *text)
     printf("%.0f\n", (double)size_bytes / 1e6 / seconds[runs / 2]);
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
+    close(fd);
+    free(batch);
 }
 
 static void both_ends(void)
