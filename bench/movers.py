@@ -3,11 +3,12 @@
 
 import re
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from common import Dirty, note, warm
-from bed import BedError, criu
+from common import STEADY_SECONDS, Dirty, note, warm
+from bed import BedError, criu, wait_for
 
 IMAGES_PORT, PAGES_PORT = 9001, 9002
 PIPE_BYTES = 4 << 20
@@ -31,10 +32,11 @@ class Godwit:
         b.cache("--accept")
 
     def move(self, pid, *options):
+        """Returns when the process runs at the destination."""
         return self.a.migrate(pid, self.b.host.address, "--json", *options, timeout=180)
 
-    def clean(self):
-        pass
+    def finish(self):
+        """Waits for what is left to do then, and removes what it left."""
 
 
 class Stock:
@@ -65,14 +67,23 @@ class Stock:
         for host in self.a, self.b:
             host.path(self.directory).mkdir()
         listening = self._listen(self.destination)
-        source = self.a.run(["bash", "-ec", self.source.format(pid=pid)], cwd=self.directory, timeout=180)
-        if source.returncode:
+        self.running = self.a.popen(["bash", "-ec", self.source.format(pid=pid)], cwd=self.directory, stdout=subprocess.PIPE,
+                                    stderr=subprocess.STDOUT)
+        # Nobody connects when criu has failed at the source.
+        wait_for(lambda: listening.poll() is not None or self.running.poll(), 180, f"{self.name} to restore", every=0.002)
+        if listening.poll() != 0:
             listening.kill()
-        output = listening.communicate(timeout=180)[0]
-        if source.returncode or listening.returncode:
-            raise BedError(f"{self.name} failed: {source.stderr}{output}\n{self._logs()}")
+            self._fail(listening.communicate()[0])
+        listening.communicate()
 
-    def clean(self):
+    def _fail(self, output):
+        self.running.kill()
+        raise BedError(f"{self.name} failed: {output}{self.running.communicate()[0]}\n{self._logs()}")
+
+    def finish(self):
+        output = self.running.communicate(timeout=180)[0]
+        if self.running.returncode:
+            self._fail(output)
         for host in self.a, self.b:
             host.run(["rm", "-rf", self.directory], check=True)
 
@@ -102,12 +113,9 @@ class PostCopy(Stock):
                 -D . -o pages.log
             {criu()} restore --lazy-pages -d -D . -o restore.log"""
 
-    def move(self, pid):
-        super().move(pid)
-        self.b.wait_dead(int(self.b.read(f"{self.directory}/pages.pid")), 60)
-
-    def clean(self):
-        super().clean()
+    def finish(self):
+        self.b.wait_dead(int(self.b.read(f"{self.directory}/pages.pid")), 180)
+        super().finish()
         self.a.run(["rm", "-f", "/tmp/stock-ready", "/tmp/stock-is-ready"], check=True)
 
 
@@ -142,13 +150,16 @@ def has_resource_capability():
 
 def measure(tool, a, b, size, rate, *options):
     """One move: the pause in milliseconds, and what the tool returned."""
-    warm(4 * size + 64)  # the process twice, and images at both ends
+    memory = warm(3 * size + 64)  # images at both ends, and the process again
     process = Dirty(a.host, size, rate)
     process.settle()
+    memory.close()
     told = tool.move(process.pid, *options)
     process.runs_on(b.host)
+    time.sleep(STEADY_SECONDS)
     pause = process.pause_ms
+    process.be_quiet()
+    tool.finish()
     process.check(b.host)
     process.end(b.host)
-    tool.clean()
     return pause, told

@@ -23,6 +23,7 @@ struct face {
     uint64_t longest_pause, beat; /* ns, wall clock */
     uint64_t written;             /* pages, since the start */
     uint64_t checks, bad;         /* checks done; pages that were wrong in the last */
+    uint64_t quiet;               /* set from outside: nothing is to be written */
 };
 
 /* Word 0 of a page says which it is, word 1 how often it was written; the rest fills it. */
@@ -78,6 +79,8 @@ static _Noreturn void *keep_writing(void *unused)
         uint64_t now = now_ns(), passed = now > last ? now - last : 0;
 
         last = now;
+        if (here.face->quiet)
+            passed = 0;
         owed += (double)(passed < MISSED_NSEC ? passed : MISSED_NSEC) * here.pages_per_nsec;
         pthread_mutex_lock(&here.lock);
         for (; owed >= 1; owed -= 1) {
