@@ -27,7 +27,8 @@ RESTORE_MARKS = [
 ]
 BETWEEN = "all else: rest of the transfer, checks, start of criu"
 PHASES = ["setup", "active", "device"]
-FIELDS = ["downtime", "total-time", "ram.transferred"]
+FIELDS = ["downtime", "stages.dump", "stages.send", "stages.restore", "stages.commit", "rounds", "first-round.time",
+          "first-round.transferred", "total-time", "ram.transferred"]
 
 
 class KeptLogs:
