@@ -36,18 +36,12 @@ enum source_state source_next(enum source_state state, enum source_event event)
 const char *source_state_name(enum source_state state)
 {
     static const char *const names[SOURCE_STATES] = {
-        [SOURCE_STAY] = "none",
-        [SOURCE_CONNECTING] = "connecting",
-        [SOURCE_CHECKING] = "checking",
-        [SOURCE_OFFERING] = "offering",
-        [SOURCE_COPYING] = "copying",
-        [SOURCE_DUMPING] = "dumping",
-        [SOURCE_SENDING] = "sending",
-        [SOURCE_PREPARING] = "preparing",
-        [SOURCE_COMMITTED] = "committed",
-        [SOURCE_ABORTED] = "aborted",
-        [SOURCE_MOVED] = "moved",
-        [SOURCE_REFUSED] = "refused",
+        [SOURCE_STAY] = "none",           [SOURCE_CONNECTING] = "connecting",
+        [SOURCE_CHECKING] = "checking",   [SOURCE_OFFERING] = "offering",
+        [SOURCE_COPYING] = "copying",     [SOURCE_DUMPING] = "dumping",
+        [SOURCE_SENDING] = "sending",     [SOURCE_PREPARING] = "preparing",
+        [SOURCE_COMMITTED] = "committed", [SOURCE_ABORTED] = "aborted",
+        [SOURCE_MOVED] = "moved",         [SOURCE_REFUSED] = "refused",
         [SOURCE_DOUBT] = "in-doubt",
     };
     return names[state];

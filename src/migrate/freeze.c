@@ -141,6 +141,9 @@ static int on_filter(sd_event_source *source, int fd, uint32_t events, void *use
         freeze->narrowed = true;
         if (!freeze->frozen_usec)
             freeze->frozen_usec = now_usec();
+        sd_event_source_set_enabled(source, SD_EVENT_OFF);
+        freeze->ops->frozen(freeze, freeze->user);
+        return 0;
     }
     return sd_event_source_set_enabled(source, SD_EVENT_OFF);
 }

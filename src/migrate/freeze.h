@@ -4,8 +4,8 @@
  * criu dump on the source of a migration, from its start to its end: the process stands still
  * between the freeze and the answer to criu's post-dump hook.
  *
- *   freeze_begin() ──▶ criu freezes, pages flow ──▶ held(): the hook asks ──▶ freeze_answer() ──▶
- * ended()
+ *   freeze_begin() ─▶ criu freezes: frozen() ─▶ pages flow ─▶ held(): the hook asks
+ *       ─▶ freeze_answer() ─▶ ended()
  *
  * On the loop's thread; the callbacks come from the loop.
  */
@@ -17,6 +17,9 @@
 struct freeze;
 
 struct freeze_ops {
+    /* All tasks stand still, and criu is looking at their memory.  Not called without the scan
+     * filter. */
+    void (*frozen)(struct freeze *freeze, void *user);
     /* Everything is written, the tasks stand still, the hook waits. */
     void (*held)(struct freeze *freeze, void *user);
     /* The hook has gone before it was answered: criu lets the tasks run on. */

@@ -125,8 +125,9 @@ void live_begin(struct godwit_migration *m)
 
 int live_list(struct godwit_migration *m, struct error *err)
 {
-    if (!m->rounds)
+    if (!m->rounds || m->listed)
         return 0;
+    m->listed = true;
     if (!m->freeze.narrowed && rounds_stats(m->rounds)->tasks > 0)
         tell(m, "criu has dumped all memory again while the process stood still: it cannot be "
                 "shown only what was written (a static criu?)");

@@ -246,11 +246,12 @@ static void offer(struct godwit_migration *m)
     }
 }
 
+static void on_frozen(struct freeze *freeze, void *user);
 static void on_held(struct freeze *freeze, void *user);
 static void on_hook_lost(struct freeze *freeze, void *user);
 static void on_criu_ended(struct freeze *freeze, void *user);
 static const struct freeze_ops freeze_ops = {
-    .held = on_held, .hook_lost = on_hook_lost, .ended = on_criu_ended};
+    .frozen = on_frozen, .held = on_held, .hook_lost = on_hook_lost, .ended = on_criu_ended};
 
 static int begin_dump(struct godwit_migration *m, struct error *err)
 {
@@ -373,6 +374,16 @@ static void happens_text(struct godwit_migration *m, enum source_event event, en
 }
 
 /* ---- criu ---- */
+
+/* What exists is looked for beside criu, on another CPU. */
+static void on_frozen(struct freeze *freeze, void *user)
+{
+    (void)freeze;
+    struct godwit_migration *m = user;
+    struct error err;
+    if (m->state == SOURCE_DUMPING && live_list(m, &err) < 0)
+        migration_happens(m, EVENT_CANCEL, &err);
+}
 
 static void on_held(struct freeze *freeze, void *user)
 {

@@ -64,7 +64,7 @@ struct godwit_migration {
     struct rounds *rounds; /* NULL: it was not asked for */
     struct converge converge;
     uint64_t round_bytes; /* to be sent in the present round */
-    bool told_skipped;
+    bool told_skipped, listed;
     struct freeze freeze;
     bool frozen; /* freeze is open */
     bool criu_failed;
