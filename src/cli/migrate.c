@@ -12,7 +12,7 @@
 
 struct values {
     uint64_t pid, timeout_usec, downtime_msec, max_rounds, max_time_usec, bandwidth;
-    bool dry_run, json, insecure, stop_and_copy, eager, strict, no_scan_filter;
+    bool dry_run, json, insecure, stop_and_copy, eager, strict, verify, no_scan_filter;
     const char *workdir, *criu, *progress;
 };
 
@@ -48,6 +48,7 @@ const struct option_row migrate_options[] = {
     {0, "strict", OPTION_FLAG, AT(strict), NULL, "give up rather than exceed --downtime"},
     {0, "stop-and-copy", OPTION_FLAG, AT(stop_and_copy), NULL, "the process stands still while its memory is copied"},
     {0, "eager", OPTION_FLAG, AT(eager), NULL, "it starts there when all of its memory is in place"},
+    {0, "verify", OPTION_FLAG, AT(verify), NULL, "compare all that was copied before the process may start there"},
     {0, "no-scan-filter", OPTION_FLAG, AT(no_scan_filter), NULL, "criu dumps all memory, also what has been copied"},
     {0, "dry-run", OPTION_FLAG, AT(dry_run), NULL, "end before anything is touched"},
     {0, "progress", OPTION_STRING, AT(progress), "HOW", "auto, bar, plain or none (default: auto)"},
@@ -262,7 +263,8 @@ static int run_migration(struct run *run, char **passed, uint32_t flags, struct 
         .bytes_per_sec = values->bandwidth,
         .flags = flags | (values->insecure ? GODWIT_INSECURE : 0) |
                  (values->stop_and_copy ? GODWIT_STOP_AND_COPY : 0) |
-                 (values->eager ? GODWIT_EAGER : 0) | (values->strict ? GODWIT_STRICT : 0) |
+                 (values->eager ? GODWIT_EAGER : 0) | (values->verify ? GODWIT_VERIFY : 0) |
+                 (values->strict ? GODWIT_STRICT : 0) |
                  (values->no_scan_filter ? GODWIT_NO_SCAN_FILTER : 0),
     };
     struct godwit_error error = {0};

@@ -68,8 +68,8 @@ struct space *sender_space(struct sender *sender, enum space_kind kind, uint64_t
 /* Adds frames of a space to a batch.  False when there is no room for them. */
 bool space_add_pages(struct sender *sender, struct space *space, struct link_batch *batch,
                      uint64_t vaddr, const void *payload, uint64_t pages, uint16_t flags);
-bool space_add_runs(struct sender *sender, struct space *space, struct link_batch *batch,
-                    const uint8_t *runs, size_t count, uint16_t flags);
+bool space_add_list(struct sender *sender, struct space *space, struct link_batch *batch,
+                    enum frame_type type, uint16_t flags, const uint8_t *list, size_t bytes);
 
 /* A door has closed: ends the snapshot if that was the last. */
 void sender_check_end(struct sender *sender);

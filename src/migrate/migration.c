@@ -291,6 +291,8 @@ static int send_rest(struct godwit_migration *m, struct error *err)
         return error_set_errno(err, FAILURE_SYSTEM, r, "criu's images");
     if (live_list(m, err) < 0)
         return -1;
+    if (m->rounds && m->flags & GODWIT_VERIFY)
+        rounds_verify(m->rounds);
     sender_finish(m->sender);
     return 0;
 }

@@ -32,7 +32,7 @@ struct item {
     struct arena arena;
     struct shadow *shadow;
     struct shadow_run run; /* of a space: where the bytes now arriving belong */
-    uint8_t *page_runs;    /* of a space: a frame of them that is arriving */
+    uint8_t *list;         /* of a space: a frame of runs or digests that is arriving */
     uint64_t append_at;    /* of an image: the same */
     uint64_t bytes;
     struct digest digest;
@@ -62,7 +62,7 @@ static struct item *item_free(struct item *item)
     item->shadow = shadow_free(item->shadow);
     arena_drop(&item->arena);
     digest_drop(&item->digest);
-    free(item->page_runs);
+    free(item->list);
     free(item->name);
     free(item);
     return NULL;
@@ -375,25 +375,30 @@ static void sink(struct receiver *receiver, const struct frame *frame, uint32_t 
     *ret_length = MIN(SINK_BYTES, frame->length - done);
 }
 
-static int runs_frame_begin(struct item *item, const struct frame *frame, struct error *err)
+static bool is_list(const struct frame *frame)
 {
-    if (frame->length % WIRE_RUN_BYTES || frame->offset != 0 ||
-        (frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
+    return frame->type == FRAME_PAGE_RUNS || frame->type == FRAME_PAGE_SUMS;
+}
+
+static int list_frame_begin(struct item *item, const struct frame *frame, struct error *err)
+{
+    bool runs = frame->type == FRAME_PAGE_RUNS;
+    if (frame->length % (runs ? WIRE_RUN_BYTES : WIRE_SUM_BYTES) || frame->offset != 0 ||
+        (runs && frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
         return broken(err, frame, "not runs of pages");
-    if (!item->page_runs)
-        item->page_runs = malloc(WIRE_BULK_MAX);
-    if (!item->page_runs)
+    if (!item->list)
+        item->list = malloc(WIRE_BULK_MAX);
+    if (!item->list)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
     digest_place(&item->digest, frame->flags, frame->length);
     return 0;
 }
 
-/* A frame of them is whole. */
 static int take_page_runs(struct receiver *receiver, struct item *item, const struct frame *frame,
                           struct error *err)
 {
     for (uint32_t at = 0; at < frame->length; at += WIRE_RUN_BYTES) {
-        uint64_t vaddr = get_le64(item->page_runs + at), pages = get_le64(item->page_runs + at + 8);
+        uint64_t vaddr = get_le64(item->list + at), pages = get_le64(item->list + at + 8);
         int r = frame->flags == RUNS_ZERO ? shadow_zero(item->shadow, vaddr, pages)
                                           : shadow_list(item->shadow, vaddr, pages);
         if (r == -EINVAL)
@@ -402,6 +407,60 @@ static int take_page_runs(struct receiver *receiver, struct item *item, const st
             receiver_refuse_errno(receiver, r, "pages");
             return 0;
         }
+    }
+    return 0;
+}
+
+/* Adds a page as it is here.  0; -ENODATA: it is not here; or another negative errno. */
+static int sum_page(struct item *item, uint64_t vaddr, struct digest *digest)
+{
+    static const uint8_t zeros[PAGE_BYTES];
+    uint64_t offset;
+    void *place = NULL;
+    size_t length = PAGE_BYTES;
+    int r = shadow_find(item->shadow, vaddr, &offset);
+    if (r == 1)
+        r = arena_at(&item->arena, offset, &place, &length);
+    if (r == 0)
+        digest_bytes(digest, place ? place : zeros, PAGE_BYTES);
+    return r;
+}
+
+/* 1: they are what the digest says, 0: they are not, or a negative errno. */
+static int check_sum(struct item *item, uint64_t vaddr, uint64_t pages, const uint8_t *expected)
+{
+    uint8_t is[DIGEST_BYTES];
+    struct digest digest;
+    int r = digest_begin(&digest);
+    if (r < 0)
+        return r;
+    for (uint64_t i = 0; i < pages && r == 0; i++)
+        r = sum_page(item, vaddr + i * PAGE_BYTES, &digest);
+    digest_end(&digest, is);
+    return r == -ENODATA ? 0 : r < 0 ? r : memcmp(is, expected, DIGEST_BYTES) == 0;
+}
+
+static int take_page_sums(struct receiver *receiver, struct item *item, const struct frame *frame,
+                          struct error *err)
+{
+    for (uint32_t at = 0; at < frame->length; at += WIRE_SUM_BYTES) {
+        const uint8_t *sum = item->list + at;
+        uint64_t vaddr = get_le64(sum), pages = get_le64(sum + 8);
+        if (pages == 0 || pages > WIRE_SUM_PAGES_MAX || vaddr % PAGE_BYTES)
+            return broken(err, frame, "not runs of pages");
+        int r = check_sum(item, vaddr, pages, sum + WIRE_RUN_BYTES);
+        if (r == 1)
+            continue;
+        struct error wrong;
+        error_set(&wrong, FAILURE_PEER,
+                  "snapshot %s: task %llu: %llu pages at %#llx are not what they are at the source",
+                  receiver->id, (unsigned long long)item->id, (unsigned long long)pages,
+                  (unsigned long long)vaddr);
+        if (r == 0)
+            receiver_refuse(receiver, &wrong);
+        else
+            receiver_refuse_errno(receiver, r, "what is to be compared");
+        return 0;
     }
     return 0;
 }
@@ -417,10 +476,10 @@ int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, ui
     struct item *item = receiver_item(receiver, frame, is_space, err);
     if (!item)
         return -1;
-    if (frame->type == FRAME_PAGE_RUNS) {
-        if (done == 0 && runs_frame_begin(item, frame, err) < 0)
+    if (is_list(frame)) {
+        if (done == 0 && list_frame_begin(item, frame, err) < 0)
             return -1;
-        *ret_place = item->page_runs + done;
+        *ret_place = item->list + done;
         *ret_length = frame->length - done;
         return 0;
     }
@@ -456,9 +515,10 @@ int receiver_bulk_landed(struct receiver *receiver, const struct frame *frame, u
         return -1;
     digest_bytes(&item->digest, place, length);
     item->bytes += length;
-    if (frame->type == FRAME_PAGE_RUNS && done + length == frame->length)
-        return take_page_runs(receiver, item, frame, err);
-    return 0;
+    if (!is_list(frame) || done + length < frame->length)
+        return 0;
+    return frame->type == FRAME_PAGE_RUNS ? take_page_runs(receiver, item, frame, err)
+                                          : take_page_sums(receiver, item, frame, err);
 }
 
 /* ---- items end ---- */

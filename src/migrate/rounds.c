@@ -30,7 +30,7 @@ struct round_task {
     size_t listed; /* runs of the list that have been sent */
 };
 
-enum phase { IDLE, SENDING, CATCHING_UP, LISTING };
+enum phase { IDLE, SENDING, CATCHING_UP, LISTING, VERIFYING };
 
 struct rounds {
     struct link_source source;
@@ -41,6 +41,7 @@ struct rounds {
     struct round_task **tasks;
     size_t count, room, current;
     enum phase phase;
+    bool verify;         /* digests of what exists are wanted */
     uint64_t began_usec; /* the present round */
     struct rounds_stats stats;
 
@@ -302,8 +303,8 @@ static void draw_zeros(struct rounds *rounds, const struct round_task *task,
 {
     size_t bytes = rounds->zero_runs * WIRE_RUN_BYTES;
     memcpy(batch->buf, rounds->zeros, bytes);
-    space_add_runs(rounds->sender, task_space(rounds, task), batch, batch->buf, rounds->zero_runs,
-                   RUNS_ZERO);
+    space_add_list(rounds->sender, task_space(rounds, task), batch, FRAME_PAGE_RUNS, RUNS_ZERO,
+                   batch->buf, bytes);
     rounds->zero_runs = 0;
 }
 
@@ -445,10 +446,86 @@ static bool list_some(struct rounds *rounds, struct link_batch *batch)
             const struct page_run *run = &task->list.list[task->listed++];
             put_run(batch->buf + i * WIRE_RUN_BYTES, run->start, run->pages);
         }
-        space_add_runs(rounds->sender, task_space(rounds, task), batch, batch->buf, count,
-                       RUNS_EXIST);
+        space_add_list(rounds->sender, task_space(rounds, task), batch, FRAME_PAGE_RUNS, RUNS_EXIST,
+                       batch->buf, count * WIRE_RUN_BYTES);
         return true;
     }
+    rounds->current = 0;
+    rounds->phase = rounds->verify ? VERIFYING : IDLE;
+    if (rounds->phase == IDLE)
+        sender_check_end(rounds->sender);
+    return rounds->phase != IDLE;
+}
+
+/* ---- digests of what exists ---- */
+
+/* The batch has room for digests in its first half, and for the pages that they are of. */
+enum {
+    SUMS_BYTES = LINK_BATCH_BYTES / 2,
+    SUMS_PAGES = (LINK_BATCH_BYTES - SUMS_BYTES) / PAGE_BYTES,
+};
+
+_Static_assert((int)SUMS_PAGES <= (int)WIRE_SUM_PAGES_MAX, "what is read at once has one digest");
+
+static int put_sum(uint8_t *at, const struct page_run *run, const uint8_t *pages)
+{
+    struct digest digest;
+    int r = digest_begin(&digest);
+    if (r < 0)
+        return r;
+    put_run(at, run->start, run->pages);
+    digest_bytes(&digest, pages, run->pages * PAGE_BYTES);
+    digest_end(&digest, at + WIRE_RUN_BYTES);
+    return 0;
+}
+
+/* Digests of the next pages of a task.  How many bytes of them, 0 at the end, or negative errno. */
+static ssize_t sum_some(struct round_task *task, uint8_t *sums, uint8_t *pages)
+{
+    struct page_run runs[READ_RUNS_MAX];
+    int count = page_reader_next(&task->reader, pages, SUMS_PAGES, runs);
+    for (int i = 0; i < count; i++) {
+        int r = put_sum(sums + i * WIRE_SUM_BYTES, &runs[i], pages);
+        if (r < 0)
+            return r;
+        pages += runs[i].pages * PAGE_BYTES;
+    }
+    return count < 0 ? count : (ssize_t)count * WIRE_SUM_BYTES;
+}
+
+static bool begin_verifying(struct round_task *task)
+{
+    if (task->reading)
+        return true;
+    if (!task->open || task->list.count == 0 || page_reader_open(&task->reader, task->pid) < 0)
+        return false;
+    task->reading = true;
+    page_reader_begin(&task->reader, &task->list, &task->missed);
+    return true;
+}
+
+static bool verify_some(struct rounds *rounds, struct link_batch *batch)
+{
+    for (; rounds->current < rounds->count; task_is_done(rounds)) {
+        struct round_task *task = rounds->tasks[rounds->current];
+        size_t bytes = 0;
+        ssize_t n = begin_verifying(task);
+        while (n > 0 && bytes + READ_RUNS_MAX * WIRE_SUM_BYTES <= SUMS_BYTES) {
+            n = sum_some(task, batch->buf + bytes, batch->buf + SUMS_BYTES);
+            bytes += n > 0 ? (size_t)n : 0;
+        }
+        if (n < 0) {
+            sender_fail_errno(rounds->sender, (int)n, "reading memory for its digests");
+            return false;
+        }
+        if (bytes > 0) {
+            space_add_list(rounds->sender, task_space(rounds, task), batch, FRAME_PAGE_SUMS, 0,
+                           batch->buf, bytes);
+            return true;
+        }
+    }
+    if (!all_is_read(rounds))
+        return false;
     rounds->phase = IDLE;
     sender_check_end(rounds->sender);
     return false;
@@ -466,6 +543,16 @@ static int task_list(struct round_task *task)
     if (r == 0)
         r = task_scan_areas(task, false, tracker_list_tracked, &task->runs);
     return r < 0 ? r : task_take_missed(task);
+}
+
+void rounds_verify(struct rounds *rounds)
+{
+    rounds->verify = true;
+    if (rounds->phase != IDLE)
+        return; /* it comes behind the list */
+    rounds->current = 0;
+    rounds->phase = VERIFYING;
+    link_source_ready(rounds->sender->link, &rounds->source);
 }
 
 /*
@@ -505,6 +592,8 @@ static bool rounds_fill(struct link_source *source, struct link_batch *batch)
         return send_some(rounds, batch);
     case LISTING:
         return list_some(rounds, batch);
+    case VERIFYING:
+        return verify_some(rounds, batch);
     default:
         return false;
     }

@@ -49,4 +49,8 @@ int rounds_begin(struct rounds *rounds, struct error *err);
 /* The tasks stand still: sends which pages exist.  Before sender_finish().  0, or -1 with *err. */
 int rounds_list(struct rounds *rounds, struct error *err);
 
+/* Behind that, and when criu has sent its pages: sends digests of all that exist, to be compared.
+ */
+void rounds_verify(struct rounds *rounds);
+
 const struct rounds_stats *rounds_stats(const struct rounds *rounds);

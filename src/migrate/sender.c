@@ -167,12 +167,11 @@ bool space_add_pages(struct sender *sender, struct space *space, struct link_bat
     return space_add(sender, space, batch, &frame, vaddr, payload);
 }
 
-bool space_add_runs(struct sender *sender, struct space *space, struct link_batch *batch,
-                    const uint8_t *runs, size_t count, uint16_t flags)
+bool space_add_list(struct sender *sender, struct space *space, struct link_batch *batch,
+                    enum frame_type type, uint16_t flags, const uint8_t *list, size_t bytes)
 {
-    struct frame frame = {
-        .type = FRAME_PAGE_RUNS, .flags = flags, .length = (uint32_t)(count * WIRE_RUN_BYTES)};
-    return space_add(sender, space, batch, &frame, flags, runs);
+    struct frame frame = {.type = type, .flags = flags, .length = (uint32_t)bytes};
+    return space_add(sender, space, batch, &frame, flags, list);
 }
 
 static void sender_end_spaces(struct sender *sender)

@@ -291,6 +291,17 @@ bool shadow_next_run(const struct shadow *shadow, uint64_t vaddr, struct shadow_
     return true;
 }
 
+int shadow_find(const struct shadow *shadow, uint64_t vaddr, uint64_t *ret_offset)
+{
+    size_t at = shadow_seek(shadow, vaddr);
+    if (at == shadow->count || shadow->chunks[at]->vaddr > vaddr)
+        return -ENODATA;
+    const struct chunk *chunk = shadow->chunks[at];
+    unsigned i = (unsigned)((vaddr - chunk->vaddr) >> PAGE_SHIFT);
+    *ret_offset = (uint64_t)chunk->where[i] << PAGE_SHIFT;
+    return bit_get(chunk->present, i) ? 1 : bit_get(chunk->zero, i) ? 0 : -ENODATA;
+}
+
 uint64_t shadow_pages(const struct shadow *shadow)
 {
     return shadow->pages;

@@ -76,6 +76,10 @@ uint64_t shadow_drop_unlisted(struct shadow *shadow);
  */
 bool shadow_next_run(const struct shadow *shadow, uint64_t vaddr, struct shadow_run *ret);
 
+/* What is known of one page: 1 and its place in the arena, 0: it is full of zeros, -ENODATA:
+ * nothing. */
+int shadow_find(const struct shadow *shadow, uint64_t vaddr, uint64_t *ret_offset);
+
 /* Number of pages present. */
 uint64_t shadow_pages(const struct shadow *shadow);
 

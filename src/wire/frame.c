@@ -37,6 +37,7 @@ static const struct {
     {FRAME_PAGES, "pages"},
     {FRAME_SPACE_END, "space-end"},
     {FRAME_PAGE_RUNS, "page-runs"},
+    {FRAME_PAGE_SUMS, "page-sums"},
     {FRAME_ROUND_END, "round-end"},
 };
 

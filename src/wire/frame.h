@@ -65,6 +65,7 @@ enum frame_type {
     FRAME_PAGES = 211, /* bulk; offset: virtual address; flags: see below */
     FRAME_SPACE_END = 212,
     FRAME_PAGE_RUNS = 213, /* bulk: pages without their content; flags: see below */
+    FRAME_PAGE_SUMS = 214, /* bulk: digests of pages that have to be here by now */
     FRAME_ROUND_END = 220, /* what comes is newer than what has come */
 };
 
@@ -80,8 +81,13 @@ enum {
     RUNS_EXIST = 2, /* these pages exist at the freeze; what no such frame names does not */
 };
 
-/* What FRAME_PAGE_RUNS is made of: u64 address, u64 number of pages. */
-enum { WIRE_RUN_BYTES = 16 };
+/* What FRAME_PAGE_RUNS is made of: u64 address, u64 number of pages; and FRAME_PAGE_SUMS: the same,
+ * and the XXH3-128 of their content. */
+enum {
+    WIRE_RUN_BYTES = 16,
+    WIRE_SUM_BYTES = WIRE_RUN_BYTES + WIRE_DIGEST_BYTES,
+    WIRE_SUM_PAGES_MAX = 256,
+};
 
 struct frame {
     uint16_t type;
@@ -95,7 +101,8 @@ struct frame {
 /* A frame whose payload is data, taken in place, and not a message. */
 static inline bool frame_is_bulk(uint16_t type)
 {
-    return type == FRAME_IMAGE_DATA || type == FRAME_PAGES || type == FRAME_PAGE_RUNS;
+    return type == FRAME_IMAGE_DATA || type == FRAME_PAGES || type == FRAME_PAGE_RUNS ||
+           type == FRAME_PAGE_SUMS;
 }
 
 /* Writes a header.  payload: of a control frame, frame->length bytes; of no interest for data. */
