@@ -147,6 +147,8 @@ def run(main):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if os.geteuid() != 0:
         sys.exit(f"{name}: run as root: it makes hosts of namespaces, and CRIU needs it")
+    if (load := os.getloadavg()[0]) > os.cpu_count() / 2:
+        note(f"(the load average is {load:.1f}: others work here too, so expect longer times)")
     try:
         main()
     except (bed.BedError, AssertionError) as e:
