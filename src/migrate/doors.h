@@ -11,6 +11,7 @@
  */
 #include "base/digest.h"
 #include "migrate/sender.h"
+#include "task/memory.h"
 
 enum { SPACES_MAX = 1 << 16 }; /* tasks and shared objects of one snapshot */
 
@@ -27,7 +28,9 @@ enum space_kind { SPACE_TASK = 1, SPACE_SHARED };
 struct space {
     enum space_kind kind;
     uint64_t id;
-    bool listed; /* its pages that exist have been told */
+    bool listed;           /* its pages that exist have been told */
+    struct page_runs criu; /* what criu has sent of it, if that is wanted */
+    bool keep_criu;        /* it is */
     struct item item;
 };
 

@@ -114,7 +114,9 @@ void live_begin(struct godwit_migration *m)
         return;
     }
     m->converge.memory_bytes = m->total_bytes;
-    m->rounds = rounds_new(m->sender, m->pid, m->bytes_per_sec, &rounds_ops, m);
+    struct rounds_request request = {
+        .root = m->pid, .bytes_per_sec = m->bytes_per_sec, .verify = m->flags & GODWIT_VERIFY};
+    m->rounds = rounds_new(m->sender, &request, &rounds_ops, m);
     struct error err;
     error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "the rounds of copying");
     if (m->rounds)

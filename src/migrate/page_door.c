@@ -82,7 +82,8 @@ static int page_door_begin_run(struct page_door *door, const struct page_server_
     door->vaddr = request->vaddr;
     door->left = request->pages;
     door->lazy = request->flags & PAGEMAP_LAZY;
-    return 0;
+    return space->keep_criu ? page_runs_add(&space->criu, request->vaddr, request->pages, false)
+                            : 0;
 }
 
 /* Puts the pages that are in the buffer into the batch.  False when nothing could be put. */

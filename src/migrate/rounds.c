@@ -41,7 +41,8 @@ struct rounds {
     struct round_task **tasks;
     size_t count, room, current;
     enum phase phase;
-    bool verify;         /* digests of what exists are wanted */
+    bool will_verify;    /* digests of what exists are going to be wanted */
+    bool verify;         /* they are now */
     uint64_t began_usec; /* the present round */
     struct rounds_stats stats;
 
@@ -493,15 +494,25 @@ static ssize_t sum_some(struct round_task *task, uint8_t *sums, uint8_t *pages)
     return count < 0 ? count : (ssize_t)count * WIRE_SUM_BYTES;
 }
 
-static bool begin_verifying(struct round_task *task)
+/*
+ * What criu has sent is left out: that it arrives as it was is told by the digest of the space, and
+ * some of it changes although the task stands still, for criu has it run code in between (rseq).
+ */
+static int begin_verifying(struct rounds *rounds, struct round_task *task)
 {
-    if (task->reading)
-        return true;
-    if (!task->open || task->list.count == 0 || page_reader_open(&task->reader, task->pid) < 0)
-        return false;
+    if (task->reading || !task->open || task->list.count == 0)
+        return task->reading;
+    const struct space *space = task_space(rounds, task);
+    int r = 0;
+    for (size_t i = 0; i < task->list.count && r == 0; i++)
+        r = page_runs_add_without(&task->runs, &task->list.list[i], &space->criu);
+    if (r == 0)
+        r = page_reader_open(&task->reader, task->pid);
+    if (r < 0)
+        return r;
     task->reading = true;
-    page_reader_begin(&task->reader, &task->list, &task->missed);
-    return true;
+    page_reader_begin(&task->reader, &task->runs, &task->missed);
+    return 1;
 }
 
 static bool verify_some(struct rounds *rounds, struct link_batch *batch)
@@ -509,7 +520,7 @@ static bool verify_some(struct rounds *rounds, struct link_batch *batch)
     for (; rounds->current < rounds->count; task_is_done(rounds)) {
         struct round_task *task = rounds->tasks[rounds->current];
         size_t bytes = 0;
-        ssize_t n = begin_verifying(task);
+        ssize_t n = begin_verifying(rounds, task);
         while (n > 0 && bytes + READ_RUNS_MAX * WIRE_SUM_BYTES <= SUMS_BYTES) {
             n = sum_some(task, batch->buf + bytes, batch->buf + SUMS_BYTES);
             bytes += n > 0 ? (size_t)n : 0;
@@ -568,6 +579,7 @@ int rounds_list(struct rounds *rounds, struct error *err)
         if (!space)
             continue; /* nothing was ever sent of it */
         space->listed = true;
+        space->keep_criu = rounds->will_verify;
         int r = task->open ? task_list(task) : 0;
         if (r == -ESRCH)
             task_let_go(task);
@@ -645,7 +657,7 @@ struct rounds *rounds_door_close(struct rounds *rounds)
     return NULL;
 }
 
-struct rounds *rounds_new(struct sender *sender, pid_t root, uint64_t bytes_per_sec,
+struct rounds *rounds_new(struct sender *sender, const struct rounds_request *request,
                           const struct rounds_ops *ops, void *user)
 {
     struct rounds *rounds = calloc(1, sizeof(*rounds));
@@ -653,8 +665,9 @@ struct rounds *rounds_new(struct sender *sender, pid_t root, uint64_t bytes_per_
         return NULL;
     rounds->source.fill = rounds_fill;
     rounds->sender = sender;
-    rounds->root = root;
-    rounds->bytes_per_sec = bytes_per_sec;
+    rounds->root = request->root;
+    rounds->bytes_per_sec = request->bytes_per_sec;
+    rounds->will_verify = request->verify;
     rounds->ops = ops;
     rounds->user = user;
     sender->rounds = rounds;

@@ -31,13 +31,19 @@ struct rounds_stats {
     struct error reason;     /* why the latest of those was left */
 };
 
+struct rounds_request {
+    pid_t root;
+    uint64_t bytes_per_sec; /* at most, while the tasks run; 0: no limit */
+    bool verify;            /* rounds_verify() will be called */
+};
+
 struct rounds_ops {
     /* All of the round has been given to the link. */
     void (*over)(struct rounds *rounds, void *user);
 };
 
 /* Nothing is touched yet.  The sender outlives it.  NULL with errno set. */
-struct rounds *rounds_new(struct sender *sender, pid_t root, uint64_t bytes_per_sec,
+struct rounds *rounds_new(struct sender *sender, const struct rounds_request *request,
                           const struct rounds_ops *ops, void *user);
 
 /* Lets go of the tasks.  Takes NULL, returns NULL. */

@@ -185,6 +185,7 @@ static void sender_free_spaces(struct sender *sender)
 {
     for (size_t i = 0; i < sender->space_count; i++) {
         digest_drop(&sender->spaces[i]->item.digest);
+        page_runs_free(&sender->spaces[i]->criu);
         free(sender->spaces[i]);
     }
     free(sender->spaces);

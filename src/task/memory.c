@@ -109,6 +109,40 @@ int page_runs_add(struct page_runs *runs, uint64_t start, uint64_t pages, bool a
     return 0;
 }
 
+static uint64_t run_end(const struct page_run *run)
+{
+    return run->start + run->pages * PAGE_BYTES;
+}
+
+/* Index of the first run that ends above an address. */
+static size_t page_runs_seek(const struct page_runs *runs, uint64_t address)
+{
+    size_t low = 0, high = runs->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (run_end(&runs->list[middle]) > address)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+int page_runs_add_without(struct page_runs *ret, const struct page_run *run,
+                          const struct page_runs *minus)
+{
+    uint64_t at = run->start, end = run_end(run);
+    int r = 0;
+    for (size_t i = page_runs_seek(minus, at); at < end && r == 0; i++) {
+        bool more = i < minus->count && minus->list[i].start < end;
+        uint64_t until = more ? MAX(minus->list[i].start, at) : end;
+        if (until > at)
+            r = page_runs_add(ret, at, (until - at) / PAGE_BYTES, run->anonymous);
+        at = more ? run_end(&minus->list[i]) : end;
+    }
+    return r;
+}
+
 void page_runs_free(struct page_runs *runs)
 {
     free(runs->list);

@@ -54,6 +54,10 @@ struct page_runs {
 int page_runs_add(struct page_runs *runs, uint64_t start, uint64_t pages, bool anonymous);
 void page_runs_free(struct page_runs *runs);
 
+/* Adds a run to *ret, less the pages that are in |minus|, whose runs ascend.  0 or -ENOMEM. */
+int page_runs_add_without(struct page_runs *ret, const struct page_run *run,
+                          const struct page_runs *minus);
+
 enum {
     READ_RUNS_MAX = 256, /* in one batch */
 };
