@@ -52,6 +52,17 @@ static struct item *cache_item(struct cache *cache, const struct frame *frame)
     return item;
 }
 
+static bool was_listed(const struct frame *frame, const uint8_t *payload)
+{
+    struct error err;
+    ProtobufCMessage *message =
+        message_unpack(&godwit__pb__item_end__descriptor, payload, frame->length, &err);
+    bool listed = message && ((Godwit__Pb__ItemEnd *)message)->listed;
+    if (message)
+        protobuf_c_message_free_unpacked(message, NULL);
+    return listed;
+}
+
 /* Another payload for a control frame of a session, with sums that agree. */
 static const uint8_t *mend(struct cache *cache, struct frame *frame, const uint8_t *payload,
                            uint8_t mended[256])
@@ -71,6 +82,7 @@ static const uint8_t *mend(struct cache *cache, struct frame *frame, const uint8
         digest_end(&item->digest, digest);
         *item = (struct item){0};
         item_end.digest = (ProtobufCBinaryData){sizeof(digest), digest};
+        item_end.listed = was_listed(frame, payload);
         message = &item_end.base;
     } else if (frame->type == FRAME_SNAPSHOT_END) {
         end.images = cache->images;
@@ -124,7 +136,8 @@ static void on_dropped(struct receiver *receiver, const char *id, const struct e
     must(!store_find(cache->store, id));
 }
 
-static const struct receiver_ops receiver_ops = {.held = on_held, .dropped = on_dropped};
+static const struct receiver_ops receiver_ops = {
+    .accept = true, .held = on_held, .dropped = on_dropped};
 
 static struct receiver **cache_find(struct cache *cache, uint32_t session)
 {
@@ -181,8 +194,9 @@ static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t 
     struct receiver **at = cache_find(cache, frame->session);
     if (!at)
         return error_set(err, FAILURE_PEER, "no such session");
-    if (frame->session == 1 && done == 0 && frame->type == FRAME_PAGES)
-        digest_place(&cache_item(cache, frame)->digest, frame->offset, frame->length);
+    if (frame->session == 1 && done == 0 && frame->type != FRAME_IMAGE_DATA)
+        digest_place(&cache_item(cache, frame)->digest,
+                     frame->type == FRAME_PAGES ? frame->offset : frame->flags, frame->length);
     int r = receiver_bulk_place(*at, frame, done, ret_place, ret_length, err);
     if (r >= 0)
         must(*ret_length > 0 && *ret_length <= frame->length - done);

@@ -145,6 +145,18 @@ def link_seeds():
         + frame(201, b"12", item=1) + frame(201, b"34", item=2) + frame(201, b"5", item=1, offset=2)
         + frame(202, ITEM_END, item=2) + frame(202, ITEM_END, item=1) + end,
     }
+    lists = frame(210, number(1, 1) + number(2, 42), item=1) + frame(211, page(1) + page(2), item=1, offset=0x1000, flags=1)
+    runs = struct.pack("<QQQQ", 0x3000, 2, 0x9000, 1)
+    listed = frame(212, ITEM_END + number(3, 1), item=1)
+    bodies |= {
+        "zeros": begin + lists + frame(213, runs, item=1, flags=1) + frame(220) + frame(212, ITEM_END, item=1) + end,
+        "listed": begin + lists + frame(213, struct.pack("<QQ", 0x1000, 2), item=1, flags=2) + listed + end,
+        "listed-and-missing": begin + lists + frame(213, runs, item=1, flags=2) + listed + end,
+        "unlisted": begin + lists + listed + end,
+        "sums": begin + lists + frame(214, struct.pack("<QQ", 0x1000, 2) + bytes(16), item=1) + listed + end,
+        "rounds": begin + lists + frame(220) + frame(211, page(3), item=1, offset=0x1000) + frame(220) + listed + end,
+        "lazy": frame(100, BEGIN + number(6, 1) + number(8, 1)) + lists + listed + end,
+    }
     for name, body in bodies.items():
         save("link", name, bytes([ALL]) + body)
     save("link", "image-small", bytes([ALL | SMALL]) + begin + image(1, "a", b"x" * 9000) * 1
@@ -226,6 +238,25 @@ def pagemap_seeds():
     save("pagemap", "magic", b"\0" * 8)
 
 
+def mm_seeds():
+    def mm(*vmas):
+        def vma(start, end, flags=0x22, status=1):
+            return text(14, number(1, start) + number(2, end) + number(3, 0) + number(4, 0) + number(5, 3)
+                        + number(6, flags) + number(7, status) + number(8, 0))
+        message = b"".join(number(n, 4096) for n in range(1, 13)) + b"".join(vma(*v) for v in vmas)
+        return struct.pack("<III", 0x54564319, 0x57492820, len(message)) + message
+    save("mm", "empty", mm())
+    save("mm", "areas", mm((0x1000, 0x3000), (0x3000, 0x5000), (0x9000, 0xA000)))
+    save("mm", "kinds", mm((0x1000, 0x2000, 0x2), (0x2000, 0x3000, 0x2022), (0x3000, 0x4000, 0x22, 9),
+                           (0x4000, 0x5000, 0x122), (0x5000, 0x6000, 0x21), (0x6000, 0x7000)))
+    save("mm", "descending", mm((0x3000, 0x4000), (0x1000, 0x2000)))
+    save("mm", "overlap", mm((0x1000, 0x4000), (0x2000, 0x5000)))
+    save("mm", "nothing", mm((0x1000, 0x1000)))
+    save("mm", "highest", mm(((1 << 64) - 0x1000, (1 << 64) - 1)))
+    save("mm", "cut-short", mm((0x1000, 0x3000))[:-1])
+    save("mm", "magic", bytes(16))
+
+
 # ---- build ids ----
 
 def note(owner=b"GNU\0", kind=3, content=bytes(range(20)), content_size=None):
@@ -285,4 +316,5 @@ link_seeds()
 page_server_seeds()
 stream_seeds()
 pagemap_seeds()
+mm_seeds()
 build_id_seeds()
