@@ -70,7 +70,7 @@ int lazy_take(int socket, const struct lazy_item *item, struct lazy_arrival *ret
     struct msghdr message = {
         .msg_iov = &iov,
         .msg_iovlen = 1,
-        .msg_control = ret->control.bytes,
+        .msg_control = ret->control,
         .msg_controllen = CMSG_LEN(sizeof(int)), /* the kernel keeps no second one */
     };
     lazy_arrival_clear(ret);
@@ -99,15 +99,16 @@ void lazy_arrival_clear(struct lazy_arrival *arrival)
 
 bool lazy_arrival_task(const struct lazy_arrival *arrival, int32_t *ret_pid, int *ret_uffd)
 {
-    const struct cmsghdr *head = &arrival->control.head;
+    struct cmsghdr head;
     struct lazy_item item;
-    if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS ||
-        head->cmsg_len != CMSG_LEN(sizeof(int)))
+    memcpy(&head, arrival->control, sizeof(head));
+    if (head.cmsg_level != SOL_SOCKET || head.cmsg_type != SCM_RIGHTS ||
+        head.cmsg_len != CMSG_LEN(sizeof(int)))
         return false;
     if (lazy_parse(arrival->bytes, sizeof(arrival->bytes), &item, NULL) != 1 ||
         item.kind != LAZY_TASK)
         return false;
-    memcpy(ret_uffd, CMSG_DATA(head), sizeof(int));
+    memcpy(ret_uffd, arrival->control + CMSG_LEN(0), sizeof(int));
     *ret_pid = item.pid;
     return true;
 }

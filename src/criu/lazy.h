@@ -38,10 +38,7 @@ int lazy_parse(const uint8_t *bytes, size_t length, struct lazy_item *ret, struc
 
 /* Where a message is put.  Clear it before use; pid: 0 until a task has come. */
 struct lazy_arrival {
-    union {
-        struct cmsghdr head;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
     uint8_t bytes[LAZY_ITEM_BYTES];
 };
 

@@ -29,8 +29,7 @@ static int space_open(struct space *space, uint32_t number, int fd)
     struct stat st;
     if (fstat(fd, &st) < 0)
         return -errno;
-    *space = (struct space){
-        .number = number, .fd = fd, .length = (uint64_t)st.st_size, .at = UINT64_MAX};
+    *space = (struct space){.number = number, .fd = fd, .length = (uint64_t)st.st_size};
     if (space->length == 0)
         return 0;
     space->pieces = calloc(piece_count(space), sizeof(*space->pieces));
@@ -117,15 +116,10 @@ void space_filled(struct spaces *spaces, struct space *space, uint64_t offset, u
     }
 }
 
-const uint8_t *space_at(struct space *space, uint64_t offset, uint64_t length)
+const uint8_t *space_at(const struct space *space, uint64_t offset, uint64_t length)
 {
-    for (uint64_t at = offset - offset % PIECE_BYTES; at < offset + length; at += PIECE_BYTES) {
-        if (at == space->at)
-            continue;
-        /* An old kernel does not know this, and is slower. */
-        (void)!madvise((void *)(space->bytes + at), MIN(PIECE_BYTES, space->length - at),
-                       MADV_POPULATE_READ);
-        space->at = at;
-    }
+    /* No more than that: to read a hole of a tmpfs would fill it.  An old kernel does not know
+     * this, and is slower. */
+    (void)!madvise((void *)(space->bytes + offset), length, MADV_POPULATE_READ);
     return space->bytes + offset;
 }

@@ -13,7 +13,6 @@ struct space {
     int fd; /* borrowed from the book */
     const uint8_t *bytes;
     uint64_t length;
-    uint64_t at; /* the piece that was made ready to be read last */
     struct piece {
         uint32_t lacking;
         bool wanted; /* a map speaks of it: only such pieces are ours to give back */
@@ -38,4 +37,4 @@ void space_lack(struct space *space, uint64_t offset, uint64_t pages);
 void space_filled(struct spaces *spaces, struct space *space, uint64_t offset, uint64_t pages);
 
 /* Where to copy from.  The pages are there, so that the kernel need not find them one by one. */
-const uint8_t *space_at(struct space *space, uint64_t offset, uint64_t length);
+const uint8_t *space_at(const struct space *space, uint64_t offset, uint64_t length);

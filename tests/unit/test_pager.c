@@ -328,20 +328,27 @@ static void want_range(struct life *life, uint64_t page, uint64_t pages, uint64_
         life->want[i] = want;
 }
 
-/* The pages from there on that are in one area: none if nothing is mapped there. */
+/*
+ * The pages from there on that are in one area: none if nothing is mapped there.  Allocates
+ * nothing: a child of one of several threads must not.
+ */
 static uint64_t area_pages(struct life *life, uint64_t page)
 {
-    char line[256];
-    unsigned long start, end, at = arena_at(page);
-    uint64_t pages = 0;
-    FILE *maps = fopen("/proc/self/maps", "re");
-    while (maps && fgets(line, sizeof(line), maps)) {
-        if (sscanf(line, "%lx-%lx", &start, &end) == 2 && at >= start && at < end)
-            pages = MIN((end - at) / PAGE_BYTES, life->to - page);
+    static __thread char text[256 << 10];
+    size_t used = 0;
+    ssize_t n;
+    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    while ((n = read(fd, text + used, sizeof(text) - 1 - used)) > 0)
+        used += (size_t)n;
+    text[used] = '\0';
+    close(fd);
+    for (char *line = text; line && *line;
+         line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
+        uint64_t start = strtoull(line, &line, 16), end = strtoull(line + 1, &line, 16);
+        if (arena_at(page) >= start && arena_at(page) < end)
+            return MIN((end - arena_at(page)) / PAGE_BYTES, life->to - page);
     }
-    if (maps)
-        fclose(maps);
-    return pages;
+    return 0;
 }
 
 static void look_at_pages(struct life *life)
@@ -640,14 +647,634 @@ static void either_killed(void **state)
     kill_while_it_lives(0, 40);
 }
 
+static bool has_pages(void)
+{
+    return look().pages > 0;
+}
+
+static void both_killed(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    must_do(hand_over);
+    wait_until(has_pages, "a task");
+    struct pager_view view = look();
+    kill(servant.pid, SIGKILL); /* or it would run on with zeroes */
+    kill(view.leader, SIGKILL);
+    kill(view.standby, SIGKILL);
+    wait_until(has_ended, "both");
+    view = look();
+    assert_true(view.phase < PAGER_DONE && view.filled < view.pages);
+    servant_kill(&servant);
+}
+
+static size_t count_descriptors(pid_t pid)
+{
+    char path[64], target[64];
+    size_t count = 0;
+    for (int fd = 0; fd < 256; fd++) {
+        snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, fd);
+        count += readlink(path, target, sizeof(target)) > 0;
+    }
+    return count;
+}
+
+static void nothing_piles_up(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    must_do(hand_over);
+    usleep(20000);
+    size_t before = count_descriptors(look().leader);
+    assert_true(before > 5);
+    for (unsigned i = 0; i < 40; i++)
+        assert_true(kill_one(i % 2 ? LEADER : STANDBY));
+    usleep(20000);
+    assert_int_equal(count_descriptors(look().leader), before);
+    must_do(finish);
+    must_be_right();
+    must_end(PAGER_DONE);
+    assert_int_equal(look().takeovers, 40);
+    servant_kill(&servant);
+}
+
+/* ---- ends and errors ---- */
+
+static void exits_in_the_middle(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    for (unsigned i = 0; i < 10; i++) {
+        begin_restore();
+        write_images(servant.pid, &random, 100, 20);
+        must_do(hand_over);
+        must_do(finish);
+        usleep((useconds_t)(test_random(&random) % 3000));
+        servant_kill(&servant);
+        must_end(PAGER_DONE);
+        assert_int_equal(look().pages, look().filled);
+    }
+}
+
+static void give_up(struct orders *orders)
+{
+    close((int)orders->numbers[0]);
+    orders->result = 1;
+}
+
+static bool has_failed(void)
+{
+    return look().phase == PAGER_FAILED;
+}
+
+/* What it holds is not zeroed, but waits or is filled, until it is dead. */
+static void criu_gives_up(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    must_do(hand_over);
+    must_do(give_up);
+    wait_until(has_failed, "failure");
+    assert_contains(look().text, "given the restore up");
+    must_be_right();
+    assert_true(look().alive);
+    servant_kill(&servant);
+    must_end(PAGER_FAILED);
+}
+
+static void before_it_is_built(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    must_do(hand_over);
+    usleep(200000);
+    struct pager_view view = look();
+    assert_int_equal(view.phase, PAGER_FILLING);
+    assert_in_range(view.filled, view.pages / 10, view.pages / 4);
+    must_be_right(); /* what is asked for comes */
+    assert_int_equal(look().phase, PAGER_FILLING);
+    must_do(finish);
+    must_end(PAGER_DONE);
+    servant_kill(&servant);
+}
+
+static void without_a_map(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    begin_restore();
+    must_do(hand_over);
+    servant_begin(&servant, check_all); /* all zero */
+    servant_wait(&servant);
+    must_do(finish);
+    must_end(PAGER_DONE);
+    assert_int_equal(look().pages, 0);
+    assert_int_equal(world->bad, 0);
+    servant_kill(&servant);
+}
+
+static void write_file(const char *name, const void *bytes, size_t length)
+{
+    int fd = openat(place.dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_int_equal(write_all(fd, bytes, length), 0);
+    close(fd);
+}
+
+/* A task whose files are bad waits; it does not read zeroes. */
+static void must_wait(const char *text)
+{
+    wait_until(has_failed, "failure");
+    assert_contains(look().text, text);
+    servant_begin(&servant, check_all);
+    usleep(150000);
+    assert_non_null(servant.orders->job);
+    for (unsigned i = 0; i < 4; i++)
+        kill_one(LEADER);
+    usleep(50000);
+    assert_non_null(servant.orders->job);
+    assert_true(look().alive);
+    servant_kill(&servant);
+    must_end(PAGER_FAILED);
+    assert_int_equal(world->bad, 0);
+}
+
+static void with_a_bad_map(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    char name[FILL_NAME_BYTES];
+    begin_restore();
+    fill_map_name(name, sizeof(name), servant.pid);
+    write_file(name, "not a map at all, but long enough", 34);
+    must_do(hand_over);
+    must_wait(name);
+}
+
+static void with_a_short_space(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    int fd = openat(place.dir, "space-1", O_WRONLY | O_CLOEXEC);
+    assert_int_equal(ftruncate(fd, 100 * PAGE_BYTES), 0);
+    close(fd);
+    must_do(hand_over);
+    must_wait("shorter");
+}
+
+static void without_its_space(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    unlinkat(place.dir, "space-1", 0);
+    must_do(hand_over);
+    must_wait("space-1");
+}
+
+/* The space loses its pages while it is in use: its reader is told EFAULT. */
+static void with_a_space_that_shrinks(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    must_do(hand_over);
+    usleep(20000);
+    int fd = openat(place.dir, "space-1", O_WRONLY | O_CLOEXEC);
+    assert_int_equal(ftruncate(fd, 0), 0);
+    close(fd);
+    must_do(finish);
+    must_wait("cannot be filled");
+}
+
+/* An address that is not registered: criu has built something else than the map speaks of. */
+static void with_pages_without_a_place(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    struct fill_map_writer writer;
+    begin_restore();
+    assert_int_equal(fill_map_begin(&writer, place.dir, servant.pid, 1), 0);
+    fill_map_add(&writer, &(struct fill_map_entry){arena_at(ARENA + 8), 2, 0, 0});
+    assert_int_equal(fill_map_finish(&writer), 0);
+    static const uint8_t pages[2 * PAGE_BYTES];
+    write_file("space-1", pages, sizeof(pages));
+    must_do(hand_over);
+    must_do(finish);
+    wait_until(has_failed, "failure");
+    assert_contains(look().text, "no place");
+    servant_kill(&servant);
+    must_end(PAGER_FAILED);
+}
+
+/* ---- the hand-off ---- */
+
+static void hand_over_slowly(struct orders *orders)
+{
+    int32_t pids[2] = {-4711, getpid()};
+    int socket = unix_connect_path(world->socket, SOCK_STREAM), uffd = made_uffd();
+    map_arena();
+    register_arena(uffd);
+    orders->numbers[0] = (uint64_t)socket;
+    for (size_t i = 0; i < sizeof(pids); i++) {
+        orders->result = write(socket, (uint8_t *)pids + i, 1) == 1;
+        usleep(3000);
+    }
+    orders->result &= send_fd(socket, uffd);
+    close(uffd);
+}
+
+static void finish_slowly(struct orders *orders)
+{
+    uint32_t word = 0x52535446;
+    for (size_t i = 0; i < sizeof(word); i++) {
+        orders->result = write((int)orders->numbers[0], (uint8_t *)&word + i, 1) == 1;
+        usleep(3000);
+    }
+    close((int)orders->numbers[0]);
+}
+
+static void one_byte_at_a_time(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    must_do(hand_over_slowly);
+    must_do(finish_slowly);
+    must_be_right();
+    must_end(PAGER_DONE);
+    servant_kill(&servant);
+}
+
+static void bad_hand_offs(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t words[2];
+        size_t bytes;
+        bool fd;
+        const char *text;
+    } bad[] = {
+        {{0}, 4, false, "no process has such a number"},
+        {{LAZY_PID_MAX + 1}, 4, false, "no process has such a number"},
+        {{INT32_MIN}, 4, false, "no process has such a number"},
+        {{300}, 3, false, "cut short"},
+        {{300}, 4, false, "cut short"},
+        {{300, 0}, 5, false, "without its descriptor"},
+        {{-300}, 4, true, "cut short"}, /* a descriptor where a number must be */
+        {{0}, 0, false, "given the restore up"},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        start();
+        int fd = unix_connect_path(world->socket, SOCK_STREAM);
+        assert_int_equal(write(fd, bad[i].words, bad[i].bytes), (ssize_t)bad[i].bytes);
+        if (bad[i].fd) {
+            assert_true(send_fd(fd, place.dir));
+            assert_int_equal(write(fd, "\0\0\0\0", 4), 4);
+        }
+        usleep(3000);
+        close(fd);
+        must_end(PAGER_FAILED);
+        assert_contains(look().text, bad[i].text);
+    }
+}
+
+static void messages_of_criu(void **state)
+{
+    (void)state;
+    struct lazy_item item;
+    struct error err;
+    uint8_t bytes[8] = {0x46, 0x54, 0x53, 0x52};
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(lazy_parse(bytes, i, &item, &err), 0);
+    assert_int_equal(lazy_parse(bytes, 4, &item, &err), 1);
+    assert_int_equal(item.kind, LAZY_FINISHED);
+    assert_int_equal(item.bytes, 4);
+    memcpy(bytes, &(int32_t){-7}, 4);
+    assert_int_equal(lazy_parse(bytes, 8, &item, &err), 1);
+    assert_true(item.kind == LAZY_ZOMBIE && item.pid == 7 && item.bytes == 4);
+    memcpy(bytes, &(int32_t){7}, 4);
+    assert_int_equal(lazy_parse(bytes, 4, &item, &err), 0);
+    assert_int_equal(lazy_parse(bytes, 5, &item, &err), 1);
+    assert_true(item.kind == LAZY_TASK && item.pid == 7 && item.bytes == 5);
+}
+
+/* ---- several, memory, the caller's calls ---- */
+
+/* The servant, and this process: two tasks whose pages are the same. */
+static void two_with_one_space(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    char names[2][FILL_NAME_BYTES];
+    int32_t pid = getpid();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    fill_map_name(names[0], sizeof(names[0]), servant.pid);
+    fill_map_name(names[1], sizeof(names[1]), pid);
+    assert_int_equal(linkat(place.dir, names[0], place.dir, names[1], 0), 0);
+    must_do(hand_over);
+    /* Both are handed over by one criu. */
+    int pidfd = (int)syscall(SYS_pidfd_open, servant.pid, 0);
+    int socket = (int)syscall(SYS_pidfd_getfd, pidfd, servant.orders->numbers[0], 0);
+    int uffd = made_uffd();
+    assert_int_equal(write(socket, &pid, sizeof(pid)), sizeof(pid));
+    assert_true(send_fd(socket, uffd));
+    map_arena();
+    assert_true(register_arena(uffd));
+    close(uffd);
+    close(socket);
+    close(pidfd);
+    pager_release(place.dir);
+    must_do(finish);
+    must_be_right();
+    check_all(NULL); /* here too */
+    assert_int_equal(world->bad, 0);
+    must_end(PAGER_DONE);
+    struct stat st;
+    assert_int_equal(fstatat(place.dir, "space-1", &st, 0), 0);
+    assert_in_range(st.st_blocks, 0, MIB(2) / 512);
+    servant_kill(&servant);
+}
+
+static uint64_t resident(pid_t pid)
+{
+    char path[64], text[64] = "";
+    unsigned long size, pages = 0;
+    snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(read(fd, text, sizeof(text) - 1) > 0);
+    close(fd);
+    assert_int_equal(sscanf(text, "%lu %lu", &size, &pages), 2);
+    return pages * PAGE_BYTES;
+}
+
+static uint64_t space_bytes(void)
+{
+    struct stat st;
+    assert_int_equal(fstatat(place.dir, "space-1", &st, 0), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static void memory_is_given_back(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed(), peak = 0;
+    begin_restore();
+    write_images(servant.pid, &random, ARENA, 0);
+    uint64_t before = resident(servant.pid), whole = space_bytes();
+    assert_true(whole >= ARENA * PAGE_BYTES);
+    must_do(hand_over);
+    must_do(finish);
+    pager_release(place.dir);
+    while (look().phase < PAGER_DONE) {
+        uint64_t now = resident(servant.pid) - MIN(before, resident(servant.pid)) + space_bytes();
+        peak = MAX(peak, now);
+    }
+    must_end(PAGER_DONE);
+    must_be_right();
+    assert_in_range(space_bytes(), 0, MIB(2));
+    assert_in_range(peak, 1, whole + whole / 5 + MIB(4));
+    servant_kill(&servant);
+}
+
+static void memory_is_kept(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, 100, 20);
+    uint64_t before = space_bytes();
+    must_do(hand_over);
+    must_do(finish);
+    must_end(PAGER_DONE);
+    assert_int_equal(space_bytes(), before);
+    servant_kill(&servant);
+}
+
+static void started_and_stopped(void **state)
+{
+    (void)state;
+    struct pager_view view;
+    struct error err;
+    assert_int_equal(pager_look(place.dir, &view), -ENOENT);
+    pager_stop(place.dir);
+    pager_release(place.dir);
+    start();
+    assert_int_equal(pager_start(place.dir, place.dir, place.path, &err), -1);
+    assert_int_equal(err.code, FAILURE_BUSY);
+    view = look();
+    assert_true(view.alive && view.phase == PAGER_WAITING);
+    pager_stop(place.dir);
+    view = look();
+    assert_true(!view.alive && view.phase == PAGER_WAITING);
+    assert_int_equal(faccessat(place.dir, LAZY_SOCKET, F_OK, 0), -1);
+    start(); /* the old one's state is replaced */
+    assert_true(look().alive);
+    pager_stop(place.dir);
+    assert_int_equal(pager_start(place.dir, place.dir, "/nowhere/at/all", &err), -1);
+    assert_contains(err.text, "/nowhere/at/all");
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* it is nobody's child here */
+    write_file(PAGER_STATE_NAME, "x", 1);
+    assert_int_equal(pager_look(place.dir, &view), -EPROTO);
+}
+
+/* ---- maps and views by themselves ---- */
+
+static void maps(void **state)
+{
+    (void)state;
+    struct fill_map_writer writer;
+    struct fill_map map;
+    struct error err;
+    assert_int_equal(fill_map_begin(&writer, place.dir, 7, 3), 0);
+    for (uint64_t i = 1; i < 2000; i++)
+        fill_map_add(&writer, &(struct fill_map_entry){i * 8 * PAGE_BYTES, 1 + i % 8, 0, i});
+    assert_int_equal(fill_map_finish(&writer), 0);
+    int fd = openat(place.dir, "fill-7.map", O_RDWR | O_CLOEXEC);
+    assert_int_equal(fill_map_open(&map, fd, &err), 0);
+    assert_int_equal(map.count, 1999);
+    assert_int_equal(map.space, 3);
+    assert_int_equal(map.end, 8 * PAGE_BYTES);
+    for (uint64_t page = 0; page < 2001 * 8; page++) {
+        uint64_t i = page / 8;
+        const struct fill_map_entry *entry = fill_map_find(&map, page * PAGE_BYTES);
+        if (i >= 1 && i < 2000 && page % 8 < 1 + i % 8)
+            assert_int_equal(entry->round, i);
+        else
+            assert_null(entry);
+    }
+    fill_map_close(&map);
+    assert_int_equal(ftruncate(fd, 1000), 0);
+    assert_int_equal(fill_map_open(&map, fd, &err), -EPROTO);
+    assert_int_equal(ftruncate(fd, 3), 0);
+    assert_int_equal(fill_map_open(&map, fd, &err), -EPROTO);
+    close(fd);
+}
+
+static void bad_entries(void **state)
+{
+    (void)state;
+    static const struct fill_map_entry bad[] = {
+        {PAGE_BYTES, 0, 0, 0},
+        {PAGE_BYTES + 1, 1, 0, 0},
+        {PAGE_BYTES, 1, 8, 0},
+        {0, 1, 0, 0}, /* below the one before */
+        {FILL_VADDR_END, 1, 0, 0},
+        {FILL_VADDR_END - PAGE_BYTES, 2, 0, 0},
+        {PAGE_BYTES, UINT64_MAX, 0, 0},
+        {PAGE_BYTES, UINT64_MAX / PAGE_BYTES + 2, 0, 0},
+        {PAGE_BYTES, 1, UINT64_MAX - PAGE_BYTES + 1, 0},
+        {PAGE_BYTES, 2, INT64_MAX - PAGE_BYTES + 1, 0},
+    };
+    struct {
+        struct fill_map_header header;
+        struct fill_map_entry entries[2];
+    } file = {.header = {.magic = FILL_MAP_MAGIC, .count = 2}, .entries = {{0, 1, 0, 0}}};
+    struct fill_map map;
+    struct error err;
+    file.header.magic[7] = 1;
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        struct fill_map_writer writer;
+        file.entries[1] = bad[i];
+        assert_int_equal(fill_map_check(&file, sizeof(file), &map, &err), -EPROTO);
+        assert_int_equal(fill_map_begin(&writer, place.dir, 7, 3), 0);
+        fill_map_add(&writer, &file.entries[0]);
+        fill_map_add(&writer, &file.entries[1]);
+        assert_int_equal(fill_map_finish(&writer), -EINVAL);
+    }
+    file.entries[1] = (struct fill_map_entry){PAGE_BYTES, 1, PAGE_BYTES, 0};
+    assert_int_equal(fill_map_check(&file, sizeof(file), &map, &err), 0);
+    assert_int_equal(map.pages, 2);
+    assert_int_equal(fill_map_check(&file, sizeof(file) - 1, &map, &err), -EPROTO);
+    file.header.count = 1;
+    assert_int_equal(fill_map_check(&file, sizeof(file), &map, &err), -EPROTO);
+    file.header.count = UINT64_MAX / sizeof(file.entries[0]) + 3;
+    assert_int_equal(fill_map_check(&file, sizeof(file), &map, &err), -EPROTO);
+}
+
+/* Moves of pages of a small address space, against a table of them. */
+static void views_against_a_table(void **state)
+{
+    (void)state;
+    enum { SPACE = 256, MOVES = 400 };
+    uint64_t random = test_seed(), table[SPACE], next[SPACE];
+    struct views *now = calloc(1, sizeof(*now)), *then = calloc(1, sizeof(*then)), *swap;
+    views_begin(now);
+    for (uint64_t i = 0; i < SPACE; i++)
+        table[i] = i;
+    for (unsigned round = 0; round < MOVES; round++) {
+        uint64_t length = 1 + test_random(&random) % 32;
+        uint64_t from = test_random(&random) % (SPACE - length);
+        uint64_t to = test_random(&random) % (SPACE - length);
+        if (from < to + length && to < from + length)
+            continue;
+        memcpy(next, table, sizeof(next));
+        for (uint64_t i = 0; i < length; i++) {
+            next[to + i] = table[from + i];
+            next[from + i] = GONE;
+        }
+        memcpy(table, next, sizeof(table));
+        assert_int_equal(
+            views_move(then, now, from * PAGE_BYTES, to * PAGE_BYTES, length * PAGE_BYTES), 0);
+        swap = now;
+        now = then;
+        then = swap;
+        for (uint64_t i = 0; i < SPACE; i++) {
+            uint64_t vaddr, bytes = PAGE_BYTES;
+            const struct view *view = views_find(now, i * PAGE_BYTES);
+            if (table[i] == GONE) {
+                assert_null(view);
+                continue;
+            }
+            assert_non_null(view);
+            assert_int_equal(view->home + i * PAGE_BYTES - view->start, table[i] * PAGE_BYTES);
+            assert_true(views_locate(now, table[i] * PAGE_BYTES, &vaddr, &bytes));
+            assert_int_equal(vaddr, i * PAGE_BYTES);
+        }
+    }
+    free(now);
+    free(then);
+}
+
+static void too_many_views(void **state)
+{
+    (void)state;
+    struct views *now = calloc(1, sizeof(*now)), *then = calloc(1, sizeof(*then)), *swap;
+    views_begin(now);
+    int r = 0;
+    unsigned moves = 0;
+    for (; r == 0; moves++) {
+        r = views_move(then, now, (2 * moves + 1) * PAGE_BYTES, GIB(64) + 2 * moves * PAGE_BYTES,
+                       PAGE_BYTES);
+        swap = now;
+        now = then;
+        then = swap;
+    }
+    assert_int_equal(r, -ENOSPC);
+    assert_in_range(moves, VIEWS_MAX / 4, VIEWS_MAX);
+    free(now);
+    free(then);
+}
+
 #define PLACE(test) cmocka_unit_test_setup_teardown(test, begin_place, end_place)
 #define WORLD(test) cmocka_unit_test_setup_teardown(test, begin_world, end_world)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WORLD(the_model_is_right), WORLD(fills_everything), WORLD(lives_while_it_is_filled),
-        WORLD(leader_killed),      WORLD(standby_killed),   WORLD(either_killed),
+        PLACE(maps),
+        PLACE(bad_entries),
+        PLACE(messages_of_criu),
+        PLACE(views_against_a_table),
+        PLACE(too_many_views),
+        PLACE(started_and_stopped),
+        WORLD(bad_hand_offs),
+        WORLD(the_model_is_right),
+        WORLD(fills_everything),
+        WORLD(one_byte_at_a_time),
+        WORLD(before_it_is_built),
+        WORLD(without_a_map),
+        WORLD(with_a_bad_map),
+        WORLD(with_a_short_space),
+        WORLD(without_its_space),
+        WORLD(with_a_space_that_shrinks),
+        WORLD(with_pages_without_a_place),
+        WORLD(criu_gives_up),
+        WORLD(exits_in_the_middle),
+        WORLD(two_with_one_space),
+        WORLD(memory_is_given_back),
+        WORLD(memory_is_kept),
+        WORLD(both_killed),
+        WORLD(nothing_piles_up),
+        WORLD(lives_while_it_is_filled),
+        WORLD(leader_killed),
+        WORLD(standby_killed),
+        WORLD(either_killed),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
