@@ -115,6 +115,21 @@ static void keep_only(struct start *start)
     syscall(SYS_close_range, from, ~0u, 0);
 }
 
+/* What the caller has mapped of files: a deleted one would take its memory as long as we live. */
+static void unmap_foreign(const struct pager_state *state)
+{
+    char line[PATH_MAX + 128], shared;
+    unsigned long start, end;
+    FILE *maps = fopen("/proc/self/maps", "re");
+    while (maps && fgets(line, sizeof(line), maps)) {
+        if (sscanf(line, "%lx-%lx %*c%*c%*c%c", &start, &end, &shared) == 3 && shared == 's' &&
+            start != (uintptr_t)state)
+            munmap((void *)start, end - start);
+    }
+    if (maps)
+        fclose(maps);
+}
+
 /* In a child of the caller's. */
 static _Noreturn void be_started(struct start *start, int dirfd)
 {
@@ -129,6 +144,7 @@ static _Noreturn void be_started(struct start *start, int dirfd)
             _exit(1);
     }
     keep_only(start);
+    unmap_foreign(start->state);
     pager_run(start->state, start->state_fd, start->listener, start->imagefd, start->workdir,
               start->ready);
 }

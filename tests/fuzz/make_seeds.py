@@ -225,6 +225,48 @@ def stream_seeds():
     save("stream", "malformed", b"\x3f" + struct.pack("<I", 2) + b"\x12\x00")
 
 
+def lazy_seeds():
+    finished = struct.pack("<I", 0x52535446)
+    def pid(number):
+        return struct.pack("<i", number)
+    for step in (0, 7):
+        first = bytes([step])
+        save("lazy", f"finished-{step}", first + finished)
+        save("lazy", f"zombies-{step}", first + pid(-7) + pid(-(1 << 22)) + finished)
+        save("lazy", f"task-{step}", first + pid(7) + b"\0" + finished)
+        save("lazy", f"cut-short-{step}", first + pid(7)[:3])
+        save("lazy", f"without-its-byte-{step}", first + pid(7))
+    save("lazy", "zero", b"\7" + pid(0))
+    save("lazy", "too-large", b"\7" + pid((1 << 22) + 1))
+    save("lazy", "least", b"\7" + pid(-(1 << 31)))
+    save("lazy", "more-behind", b"\7" + finished + finished + pid(-7))
+
+
+def fill_map_seeds():
+    def entry(page, pages=1, offset=0, number=0):
+        return struct.pack("<4Q", page * 4096, pages, offset * 4096, number)
+    def whole(*entries, count=None, space=1, magic=b"godwitF\1"):
+        count = len(entries) if count is None else count
+        return struct.pack("<8sIIQQ", magic, space, 0, count, 0) + b"".join(entries)
+    save("fill_map", "empty", whole())
+    save("fill_map", "one", whole(entry(5, 3, 1, 2)))
+    save("fill_map", "three", whole(entry(0), entry(1, 2, 1), entry(9, 1, 3, 7)))
+    save("fill_map", "last-page", whole(entry((1 << 45) - 1)))
+    save("fill_map", "too-far", whole(entry(1 << 45)))
+    save("fill_map", "too-long", whole(entry((1 << 45) - 1, 2)))
+    save("fill_map", "huge", whole(entry(1, (1 << 64) - 1)))
+    save("fill_map", "of-nothing", whole(entry(1, 0)))
+    save("fill_map", "not-a-page", whole(entry(1)).replace(b"\0\x10", b"\1\x10"))
+    save("fill_map", "overlapping", whole(entry(1, 4), entry(4)))
+    save("fill_map", "descending", whole(entry(4), entry(1)))
+    save("fill_map", "far-offset", whole(entry(1, 1, (1 << 51) - 1)))
+    save("fill_map", "count-too-large", whole(entry(1), count=2))
+    save("fill_map", "count-overflows", whole(entry(1), count=(1 << 59) + 1))
+    save("fill_map", "cut-short", whole(entry(1))[:-1])
+    save("fill_map", "cut-header", whole()[:20])
+    save("fill_map", "another-magic", whole(entry(1), magic=b"godwitF\2"))
+
+
 def pagemap_seeds():
     save("pagemap", "empty", pagemap())
     save("pagemap", "old", pagemap((0x1000, 2, None, 4), (0x8000, 1, 1), (0x9000, 1, 0)))
@@ -317,4 +359,6 @@ page_server_seeds()
 stream_seeds()
 pagemap_seeds()
 mm_seeds()
+lazy_seeds()
+fill_map_seeds()
 build_id_seeds()

@@ -858,7 +858,7 @@ static void with_a_space_that_shrinks(void **state)
     begin_restore();
     write_images(servant.pid, &random, 100, 20);
     must_do(hand_over);
-    usleep(20000);
+    wait_until(has_pages, "a task");
     int fd = openat(place.dir, "space-1", O_WRONLY | O_CLOEXEC);
     assert_int_equal(ftruncate(fd, 0), 0);
     close(fd);
@@ -1076,6 +1076,34 @@ static void memory_is_kept(void **state)
     servant_kill(&servant);
 }
 
+/* Nothing of the caller's is kept: no descriptor, no file by its mapping. */
+static void nothing_of_the_caller(void **state)
+{
+    (void)state;
+    char path[64], line[512];
+    int fd = memfd_create("caller's", 0), pipes[2];
+    assert_int_equal(ftruncate(fd, PAGE_BYTES), 0);
+    void *mapped = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_true(mapped != MAP_FAILED && pipe(pipes) == 0);
+    start();
+    pid_t pids[] = {look().leader, look().standby};
+    for (size_t i = 0; i < ARRAY_SIZE(pids); i++) {
+        snprintf(path, sizeof(path), "/proc/%d/maps", pids[i]);
+        FILE *maps = fopen(path, "re");
+        assert_non_null(maps);
+        while (fgets(line, sizeof(line), maps))
+            assert_null(strstr(line, "caller's"));
+        fclose(maps);
+    }
+    close(pipes[1]);
+    assert_int_equal(read(pipes[0], line, 1), 0);
+    assert_int_equal(getpgid(pids[0]), getpgid(pids[1]));
+    assert_int_not_equal(getsid(pids[0]), getsid(0));
+    close(pipes[0]);
+    close(fd);
+    munmap(mapped, PAGE_BYTES);
+}
+
 static void started_and_stopped(void **state)
 {
     (void)state;
@@ -1253,6 +1281,7 @@ int main(void)
         PLACE(views_against_a_table),
         PLACE(too_many_views),
         PLACE(started_and_stopped),
+        PLACE(nothing_of_the_caller),
         WORLD(bad_hand_offs),
         WORLD(the_model_is_right),
         WORLD(fills_everything),
