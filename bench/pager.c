@@ -5,6 +5,7 @@
  *
  *   images DIR [PIECE]  writes fill-PID.map and space-N beside each pagemap-PID.img; with PIECE, in
  *                       entries of so many pages, of different rounds, the space in another order
+ *   blank DIR           overwrites what may be filled lazily in the images: criu has it no more
  *   start DIR WORKDIR   starts a pager whose state and images are in DIR
  *   look|release|stop DIR
  */
@@ -80,18 +81,50 @@ static int write_run(struct writing *writing, const struct pagemap_run *run, uin
     return 0;
 }
 
-static int write_images_of(int dir, int pid, uint64_t piece)
+static int open_pagemap(int dir, int pid, struct pagemap_reader *ret, uint32_t *ret_id)
 {
     char name[64];
-    size_t length, pages_length;
+    size_t length;
+    struct error err;
+    snprintf(name, sizeof(name), "pagemap-%d.img", pid);
+    const void *bytes = map_file(dir, name, &length);
+    return !bytes || pagemap_read_begin(ret, bytes, length, ret_id, &err) < 0 ? die(name) : 0;
+}
+
+static int blank_images_of(int dir, int pid, uint64_t unused)
+{
+    static uint8_t blank[PAGE_BYTES];
+    char name[64];
     uint32_t id;
     struct error err;
     struct pagemap_reader reader;
     struct pagemap_run run;
-    snprintf(name, sizeof(name), "pagemap-%d.img", pid);
-    const void *bytes = map_file(dir, name, &length);
-    if (!bytes || pagemap_read_begin(&reader, bytes, length, &id, &err) < 0)
-        return die(name);
+    off_t at = 0;
+    if (open_pagemap(dir, pid, &reader, &id) != 0)
+        return 1;
+    memset(blank, 0xff, sizeof(blank));
+    snprintf(name, sizeof(name), "pages-%u.img", id);
+    _cleanup_close_ int fd = openat(dir, name, O_WRONLY | O_CLOEXEC);
+    while (fd >= 0 && pagemap_read_next(&reader, &run, &err) > 0) {
+        uint64_t pages = run.flags & PAGEMAP_PRESENT ? run.pages : 0;
+        for (; pages > 0; pages--, at += PAGE_BYTES) {
+            if (run.flags & PAGEMAP_LAZY && pwrite(fd, blank, sizeof(blank), at) < 0)
+                return die(name);
+        }
+    }
+    return 0;
+}
+
+static int write_images_of(int dir, int pid, uint64_t piece)
+{
+    char name[64];
+    size_t pages_length;
+    uint32_t id;
+    struct error err;
+    struct pagemap_reader reader;
+    struct pagemap_run run;
+    if (open_pagemap(dir, pid, &reader, &id) != 0)
+        return 1;
     snprintf(name, sizeof(name), "pages-%u.img", id);
     struct writing writing = {.piece = piece, .pages = map_file(dir, name, &pages_length)};
     if (!writing.pages)
@@ -113,14 +146,14 @@ static int write_images_of(int dir, int pid, uint64_t piece)
     return fill_map_finish(&writing.map) < 0 ? die("fill map") : 0;
 }
 
-static int write_images(int dir, uint64_t piece)
+static int each_task(int dir, int (*act)(int dir, int pid, uint64_t piece), uint64_t piece)
 {
     DIR *entries = fdopendir(dup(dir));
     int status = entries ? 0 : die("images");
     for (struct dirent *entry; status == 0 && (entry = readdir(entries));) {
         int pid;
         if (sscanf(entry->d_name, "pagemap-%d.img", &pid) == 1)
-            status = write_images_of(dir, pid, piece);
+            status = act(dir, pid, piece);
     }
     if (entries)
         closedir(entries);
@@ -150,11 +183,14 @@ int main(int argc, char **argv)
     struct error err;
     int dir = argc > 2 ? open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (dir < 0) {
-        fprintf(stderr, "usage: bench-pager images|start|look|release|stop DIR [PIECE|WORKDIR]\n");
+        fprintf(stderr,
+                "usage: bench-pager images|blank|start|look|release|stop DIR [PIECE|WORKDIR]\n");
         return 2;
     }
     if (strcmp(argv[1], "images") == 0)
-        return write_images(dir, argc > 3 ? strtoull(argv[3], NULL, 10) : 0);
+        return each_task(dir, write_images_of, argc > 3 ? strtoull(argv[3], NULL, 10) : 0);
+    if (strcmp(argv[1], "blank") == 0)
+        return each_task(dir, blank_images_of, 0);
     if (strcmp(argv[1], "look") == 0)
         return look(dir);
     if (strcmp(argv[1], "release") == 0)
