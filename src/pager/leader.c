@@ -603,11 +603,21 @@ static bool fill_some(struct pager *pager, bool *soon)
     return false;
 }
 
+/* Whether a userfaultfd may be closed. */
+static bool may_be_freed(const struct pager *pager, const struct filler *filler)
+{
+    if (filler->record->slot.event == UFFD_EVENT_FORK)
+        return false; /* the child's is in the slot yet */
+    if (pager->book->finished)
+        return filler_over(filler);
+    /* Before criu has finished it may touch memory that is registered. */
+    return filler->gone && pager->state->phase == PAGER_FAILED;
+}
+
 /* What could not be done yet, tasks that have gone, records that are done with. */
 static void look_after(struct pager *pager)
 {
     bool probe = now_usec() >= pager->probe_usec;
-    bool over = pager->book->finished || pager->state->phase == PAGER_FAILED;
     for (unsigned i = 0; i < pager->used; i++) {
         struct filler *filler = pager->fillers[i];
         struct record *record = &pager->book->records[i];
@@ -615,8 +625,7 @@ static void look_after(struct pager *pager)
             on_uffd(pager, filler);
         if (filler && probe)
             filler_probe(filler);
-        /* Before criu has finished it may touch memory that is registered. */
-        if (filler && (filler->gone || (filler_over(filler) && pager->book->finished)) && over)
+        if (filler && may_be_freed(pager, filler))
             record_free(pager, i);
         if (record->state == RECORD_USED && record->broken && probe) {
             struct filler bare = {.record = record};
