@@ -210,7 +210,7 @@ def ours(side):
 
 def pagers(side):
     """Pids of the pagers on a host, leader and standby."""
-    return [pid for pid in side.host.pids() if comm(side.host, pid) == PAGER]
+    return [pid for pid in side.host.pids() if comm(side.host, pid) == PAGER and side.host.pid_alive(pid)]
 
 
 class Told:

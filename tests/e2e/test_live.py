@@ -349,6 +349,7 @@ class PagerKiller:
     def __init__(self, side, seed, which):
         self.side, self.rng, self.which = side, random.Random(seed), which
         self.kills = self.while_filling = 0
+        self.log = []  # (time, killed, those that there were)
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._run)
 
@@ -369,6 +370,7 @@ class PagerKiller:
             except ProcessLookupError:
                 continue
             self.kills += 1
+            self.log.append((time.time(), victim, found))
             self.while_filling += filling
             while not self.over.is_set() and victim in pagers(self.side):
                 time.sleep(0.001)
