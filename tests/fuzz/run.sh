@@ -11,7 +11,7 @@ build=${GODWIT_FUZZ_BUILD:-$root/build-fuzz}
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(link message stream page_server pagemap build_id lazy fill_map)
+[ ${#targets[@]} -gt 0 ] || targets=(link message stream page_server pagemap mm build_id lazy fill_map)
 
 if [ ! -f "$build/build.ninja" ]; then
     # The library is instrumented for coverage, without libFuzzer's main().
