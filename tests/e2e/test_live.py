@@ -21,22 +21,22 @@ import pytest
 from bed import SHARED, wait_for, workload
 from failures import FULL
 from godwit import ABORTED, MIB, REFUSED, check_memory
-from live import Between, Churn, Told, needs, new_seed, offered, ours, pagers
+from live import Between, Churn, Face, Told, needs, new_seed, offered, ours, pagers
 from test_memory import fields
 
 LOOPS = int(os.environ.get("GODWIT_LIVE_LOOPS", "1"))
 
 KINDS = {  # name: (arguments, threads and children that have a slot)
     "one thread": (["--threads", 1, "--mib", 16], 1),
-    "four threads": (["--threads", 4, "--mib", 48], 4),
-    "large": (["--threads", 2, "--mib", 160, "--rate", 150, "--exec-ms", 0], 2),
+    "four threads": (["--threads", 4, "--mib", 24], 4),
+    "large": (["--threads", 2, "--mib", 96, "--rate", 150, "--exec-ms", 0], 2),
     "unbridled": (["--threads", 2, "--mib", 32, "--rate", 0, "--exec-ms", 0], 2),
     "only writes": (["--exec-ms", 0, "--fork-ms", 0, *(f"--no-{k}" for k in ("map", "remap", "protect", "discard", "free",
                                                                           "file", "memfd", "shared", "huge", "brk"))], 2),
     "maps": (["--mib", 8, "--rate", 200, "--fork-ms", 0, "--exec-ms", 0, "--no-stack", "--no-board"], 2),
     "given back": (["--threads", 1, "--rate", 40, "--fork-ms", 0, "--exec-ms", 0, *(f"--no-{k}" for k in (
         "map", "memfd", "protect", "remap", "free", "shared", "huge", "brk", "stack", "board"))], 1),
-    "prefork": (["--threads", 1, "--prefork", 3, "--fork-ms", 100, "--exec-ms", 0], 4),
+    "prefork": (["--threads", 1, "--mib", 8, "--prefork", 3, "--fork-ms", 100, "--exec-ms", 0], 4),
     "exec": (["--threads", 3, "--mib", 12, "--exec-ms", 250, "--fork-ms", 100], 3),
     "seccomp": (["--seccomp", 1, "--mib", 16], 2),
 }
@@ -144,7 +144,11 @@ def test_churn_sees_damage(hosts, how, said):
 def test_churn_sees_a_second_copy(hosts):
     """Somebody else who counts its steps: what a process does that runs twice, or began again from an older state."""
     process, churn = watched(hosts[0], "--mib", 4, "--exec-ms", 0)
-    churn.write(churn.face().SLOTS, 7)
+    for _ in range(1000):  # it may write its own number over this one before it looks
+        churn.write(Face.SLOTS, 7)
+        if process.poll() is not None:
+            break
+        time.sleep(0.005)
     assert process.wait(10) == 1
     assert "runs twice" in churn.face().text
 
@@ -275,13 +279,13 @@ def test_many_areas(between):
 # ---- options of `godwit migrate` ----
 
 @pytest.mark.parametrize("options", [["--verify"], ["--eager"], ["--stop-and-copy"], ["--tracker", "compare"], ["--tracker", "uffd-wp"],
-                                     ["--downtime", 1000], ["--downtime", 20], ["--max-rounds", 0], ["--max-rounds", 5],
+                                     ["--downtime", 20], ["--max-rounds", 1], ["--max-rounds", 5],
                                      ["--eager", "--verify"], ["--stop-and-copy", "--verify"], ["--tracker", "compare", "--verify"]],
                          ids=lambda o: " ".join(map(str, o)))
 def test_option(between, options):
     """Each way of moving is as exact as the others."""
     needs(*(o for o in options if str(o).startswith("--")))
-    churn = start(between, "four threads")
+    churn = start(between, "one thread")
     for _ in range(2 * LOOPS):
         told = between.move(churn, *options)
         if "--max-rounds" in options and told.rounds is not None:
@@ -335,7 +339,7 @@ def test_strict(between):
 def test_bandwidth(between, mib_per_second):
     """The rate of the rounds is the one that was asked for, within a tenth."""
     needs("--bandwidth")
-    churn = start(between, "large", "--mib", 4 * mib_per_second, "--rate", mib_per_second // 8, "--fork-ms", 0)
+    churn = start(between, "large", "--mib", 3 * mib_per_second, "--rate", mib_per_second // 8, "--fork-ms", 0)
     rate = between.move(churn, "--bandwidth", f"{mib_per_second}M").rate_of_rounds()
     print(f"{rate / MIB:.1f} MiB/s of {mib_per_second}")
     assert 0.9 <= rate / (mib_per_second * MIB) <= 1.1
@@ -388,7 +392,7 @@ class PagerKiller:
 def test_pager_is_killed(between, which):
     """The fill goes on, and not one byte is wrong."""
     needs("--eager")
-    churn = start(between, "large", "--mib", 512 if FULL else 256)
+    churn = start(between, "large", "--mib", 512 if FULL else 96)
     rng, kills = random.Random(churn.seed), 0
     for _ in range(2 * LOOPS):
         with PagerKiller(between.there, rng.random(), which) as killer:
@@ -432,11 +436,12 @@ class Peaks:
         host = self.side.host
         while not self.over.is_set():
             store = self.side.tmpfs_used() + fields(host, f"/proc/{self.cache.pid}/status").get("RssAnon", 0)
+            # What others than the tasks have mapped of the store is in the store.
+            mine = {self.cache.pid, *ours(self.side)}
             tasks = 0
             for pid in host.pids():
-                if pid != self.cache.pid:
-                    rollup = fields(host, f"/proc/{pid}/smaps_rollup")
-                    tasks += rollup.get("Pss_Anon", 0) + rollup.get("Pss_Shmem", 0)
+                rollup = fields(host, f"/proc/{pid}/smaps_rollup") if pid != self.cache.pid else {}
+                tasks += rollup.get("Pss_Anon", 0) + (0 if pid in mine else rollup.get("Pss_Shmem", 0))
             self.store, self.all = max(self.store, store), max(self.all, store + tasks)
             self.samples += 1
             time.sleep(0.005)
