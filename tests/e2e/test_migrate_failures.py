@@ -195,6 +195,8 @@ def record():
         lane.man.arm()
         status, err = lane.end(lane.migrate(pid), "migrate")
         assert status == 0, err
+        # The last word may still be on its way when the command has ended.
+        testbed.wait_for(lambda: ("up", FRAMES["GOODBYE"]) in {s[:2] for s in lane.man.seen}, 5, "its goodbye")
         seen = {point_of(direction, kind, flags) for direction, kind, _, flags in lane.man.seen}
         judge(lane, pid, out, status, err)
         return sorted(seen - {(d, FRAMES["HEARTBEAT"]) for d in ("up", "down")}, key=str)
@@ -312,7 +314,8 @@ def test_killed(lanes, points, who):
     """Every program of either side is killed while a frame is on its way."""
     got = lanes.run([program_case(d, k, who, signal.SIGKILL) for d, k in points])
     check_breaks(got)
-    assert sum(v.startswith("hit") for _, v in got) >= (1 if who.startswith("hook") else 3 if who in ("keeper", "criu-b") else 8), got
+    least = {"hook": 1, "hook-b": 1, "pager": 1, "standby": 1, "keeper": 3, "criu-b": 3}
+    assert sum(v.startswith("hit") for _, v in got) >= least.get(who, 8), got
 
 
 @pytest.mark.parametrize("who", ["migrate", "cache", "criu-b"])
@@ -564,26 +567,33 @@ def test_two_processes(lanes):
 
 # ---- while the destination fills it ----
 
-def filling_case(name, strike_it, heal=lambda lane: None):
+def filling_case(name, strike_it):
     """Something happens to a migration of which the process runs already, and part of its memory is still to come."""
 
     def case(lane):
-        pid, out = lane.spawn(96, dirty=20)
+        pid, out = lane.spawn(64, dirty=20)
         lane.man.arm()
         migrate = lane.migrate(pid)
         testbed.wait_for(lambda: "filling" in lane.snapshots().values() or migrate.poll() is not None, 15, "the fill", every=0.001)
         hit = "filling" in lane.snapshots().values()
         strike_it(lane, migrate)
-        heal(lane)
         killed = migrate.wait(20) == -signal.SIGKILL
         status, err = lane.end(migrate, "migrate")
         lane.man.disarm()
+        forget_notes(lane)
         got = judge(lane, pid, out, status, err, killed=killed)
         if not got.startswith("b"):
             raise Broken(f"it ran at b, and does not any more: {got}")
         return f"{'hit' if hit else 'too late'}: {got}"
 
     return name, case
+
+
+def forget_notes(lane):
+    """An image-cache that was killed during the fill does not know any more that the source knows: it keeps a note for an hour."""
+    testbed.wait_for(lambda: "filling" not in lane.snapshots().values(), 10, "the fill to be over", every=0.05)
+    for name in [name for name, state in lane.snapshots().items() if state == "restored"]:
+        assert lane.resolve(lane.b, name, "--resume").returncode == 0
 
 
 def strike_one(who, sig=signal.SIGKILL):
@@ -594,7 +604,8 @@ def strike_one(who, sig=signal.SIGKILL):
     return do
 
 
-def restart_cache(lane):
+def restart_cache(lane, migrate):
+    lane.b.kill(lane.cache.host_pid)
     lane.cache.wait()
     lane.start_cache()
 
@@ -603,9 +614,9 @@ def restart_cache(lane):
 def test_fill_is_struck(lanes):
     """Killed programs and broken links while the process runs and its memory is still coming: it stays right."""
     cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("migrate", "pager", "standby", "criu-b", "hook-b", "keeper")]
-    cases.append(filling_case("cache killed", strike_one("cache"), restart_cache))
+    cases.append(filling_case("cache killed", restart_cache))
     cases.append(filling_case("the link is reset", lambda lane, migrate: lane.man.kick()))
-    got = dict(lanes.run(cases * (5 if FULL else 2), lanes=2))
+    got = dict(lanes.run(cases * (5 if FULL else 1), lanes=2))
     assert any(v.startswith("hit") for v in got.values()), got
 
 
