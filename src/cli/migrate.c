@@ -319,16 +319,33 @@ static int parse(const struct command *command, int argc, char **argv, struct va
     return take_progress(run, err);
 }
 
+/* What is not given is the library's to choose, and no round at all is another way of doing it. */
+static int take_rounds(struct values *values, struct error *err)
+{
+    if (values->downtime_msec == 0)
+        return error_set(err, FAILURE_USAGE, "--downtime: at least 1 ms");
+    values->downtime_msec = values->downtime_msec == UINT64_MAX ? 0 : values->downtime_msec;
+    if (values->max_rounds > UINT32_MAX)
+        values->max_rounds = values->max_rounds == UINT64_MAX ? 0 : UINT32_MAX;
+    else if (values->max_rounds == 0)
+        values->stop_and_copy = true;
+    return 0;
+}
+
 int command_migrate(int argc, char **argv)
 {
     const struct command *command = command_find("migrate");
-    struct values values = {.timeout_usec = DAEMON_DEFAULT_SILENCE_USEC};
+    struct values values = {.timeout_usec = DAEMON_DEFAULT_SILENCE_USEC,
+                            .downtime_msec = UINT64_MAX,
+                            .max_rounds = UINT64_MAX};
     struct run run;
     struct error err = {0};
     char **passed;
     int r = parse(command, argc, argv, &values, &run, &passed, &err);
     if (r > 0)
         return 0;
+    if (r == 0)
+        r = take_rounds(&values, &err);
     if (r == 0 && values.pid == 0)
         r = error_set(&err, FAILURE_USAGE, "-t PID is missing: the process to move");
     if (r == 0 && !run.target)

@@ -10,7 +10,7 @@
 enum {
     BATCH_PAGES = LINK_BATCH_BYTES / PAGE_BYTES,
     ZERO_RUNS_MAX = 4096,
-    BURST_MSEC = 20, /* of sending at full speed, where the rate is limited */
+    BURST_MSEC = 200, /* of what was not sent in time is made up for, where the rate is limited */
     SCAN_TRIES = 100,
 };
 
