@@ -403,19 +403,28 @@ def test_pager_is_killed(between, which):
     assert kills > 0, "no pager was there to be killed"
 
 
-def test_both_pagers_are_killed(between):
-    """Nobody can fill it any more: it is ended, and does not go on with zeroes."""
+@pytest.mark.parametrize("when", ["building", "filling"])
+def test_both_pagers_are_killed(between, when):
+    """Nobody can fill it any more: before the decision it runs on at the source, later it is ended; zeroes it never sees."""
     needs("--eager")
     churn = start(between, "large", "--mib", 256)
-    migrate, there = between.begin(churn.pid), between.there
-    wait_for(lambda: len(pagers(there)) >= 2 and churn.tree(there.host) or migrate.ended, 30, "the pagers", every=0.001)
+    migrate, here, there = between.begin(churn.pid, "--max-rounds", "2"), between.here, between.there
+    if when == "building":
+        wait_for(lambda: len(pagers(there)) >= 2 and churn.tree(there.host) or migrate.ended, 30, "the pagers", every=0.001)
+    else:
+        wait_for(lambda: "filling" in there.snapshots().values() or migrate.ended, 30, "the fill", every=0.001)
     for pid in pagers(there):
         there.host.kill(pid)
     migrate.process.communicate(timeout=60)
-    if there.host.pid_alive(churn.pid) and churn.face().state == "running":
-        churn.check_all(there.host)  # the fill was over before
+    if churn.tree(here.host):
+        assert migrate.process.returncode == ABORTED and not churn.tree(there.host)
+        churn.check_all(here.host)
         return
-    wait_for(lambda: not churn.tree(there.host) and not churn.tree(between.here.host), 20, "it to be ended")
+    wait_for(lambda: not churn.tree(there.host) or not there.snapshots(), 20, "it to be ended, or to be filled")
+    if churn.tree(there.host):
+        churn.check_all(there.host)  # the fill was over before
+    else:
+        assert "have been lost with the pager" in there.daemons[-1].log()
 
 
 # ---- memory ----
