@@ -8,6 +8,7 @@
 
 #include "base/io.h"
 #include "migrate/facts.h"
+#include "pager/pager.h"
 #include "task/file.h"
 #include "task/task.h"
 
@@ -303,6 +304,17 @@ static void judge_files(const Godwit__Pb__Facts *part, struct findings *findings
                      part->n_files);
 }
 
+static void judge_pager(struct findings *findings)
+{
+    if (pager_is_possible())
+        findings_add(findings, OK, "kernel", "",
+                     "a process can run here before its memory is there");
+    else
+        findings_add(findings, WARNING, "kernel", "a kernel with CONFIG_USERFAULTFD, and root",
+                     "userfaultfd does not work: a process runs here only when all of its memory "
+                     "is there");
+}
+
 void preflight_judge(const Godwit__Pb__Facts *part, const struct preflight_criu *criu,
                      uint64_t free_bytes, struct findings *findings)
 {
@@ -310,6 +322,7 @@ void preflight_judge(const Godwit__Pb__Facts *part, const struct preflight_criu 
         judge_criu(part->criu, criu, findings);
         judge_kernel(part->kernel, findings);
         preflight_check_pages(findings);
+        judge_pager(findings);
     }
     if (part->n_cpu > 0)
         judge_cpu(part, findings);

@@ -83,6 +83,9 @@ static uint64_t ghost_limit(char *const *options)
     return value && parse_size(value, &limit) == 0 ? limit : MIB(1); /* CRIU's own */
 }
 
+/* Of shared memory: copying it takes as long as all else in a freeze. */
+#define SHARED_BYTES_MANY MIB(64)
+
 /* ---- this host ---- */
 
 static void check_userfaultfd(struct findings *findings)
@@ -362,6 +365,19 @@ static void add_tree(struct facts_builder *builder, const struct tree *tree, cha
     add_files(builder, tree, !has_option(options, "skip-file-rwx-check", 0), findings);
 }
 
+/* Writes to it may come from anywhere, by system calls too: no tracker sees them all. */
+static void tell_shared_memory(const struct tree *tree, struct findings *findings)
+{
+    char size[24];
+    format_bytes(tree->shared_bytes, size);
+    if (tree->shared_bytes >= SHARED_BYTES_MANY)
+        findings_add(findings, WARNING, "shared", "",
+                     "%s of shared memory: it is copied while the process stands still", size);
+    else
+        findings_add(findings, OK, "shared", "",
+                     "%s of shared memory, which is copied while the process stands still", size);
+}
+
 static int look_at_process(const struct preflight_request *request, struct findings *findings,
                            struct facts_builder *builder, struct error *err)
 {
@@ -379,6 +395,7 @@ static int look_at_process(const struct preflight_request *request, struct findi
     findings_add(findings, OK, "process", "",
                  "process %d, %s: %zu processes, %zu threads, %s of memory", request->pid, command,
                  tree.process_count, tree.pid_count, format_bytes(tree.memory_bytes, size));
+    tell_shared_memory(&tree, findings);
     judge_namespaces(&tree, findings);
     for (size_t i = 0; i < ARRAY_SIZE(rules); i++)
         apply_rule(&rules[i], &tree, request->options, findings);

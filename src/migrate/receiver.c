@@ -14,6 +14,7 @@
 #include "criu/pagemap.h"
 #include "criu/process.h"
 #include "pager/map.h"
+#include "pager/pager.h"
 
 enum {
     ITEMS_MAX = 100000,
@@ -152,7 +153,7 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
     if (!snapshot->command || !snapshot->host)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", begin->id);
     snapshot->restore = begin->restore;
-    snapshot->lazy = begin->restore && begin->lazy;
+    snapshot->lazy = begin->restore && begin->lazy && pager_is_possible();
     if (begin->n_options > 0 && criu_check_options(begin->options, begin->n_options, err) < 0)
         return -1;
     int r = snapshot_set_options(snapshot, begin->options, begin->n_options);

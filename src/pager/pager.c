@@ -2,10 +2,13 @@
 #include "pager/pager.h"
 
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -184,6 +187,16 @@ static int start_process(struct start *start, int dirfd, struct error *err)
     while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
         ;
     return wait_ready(ready, err);
+}
+
+bool pager_is_possible(void)
+{
+    /* CRIU criu/uffd.c, NEED_UFFD_API_FEATURES. */
+    struct uffdio_api api = {.api = UFFD_API,
+                             .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+                                         UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE};
+    _cleanup_close_ int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    return fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0;
 }
 
 int pager_start(int dirfd, int imagefd, const char *workdir, struct error *err)

@@ -33,6 +33,10 @@ struct pager_view {
     char text[200];                 /* why it failed, or what is odd */
 };
 
+/* Whether this kernel lets us (root) fill the memory of others as criu restore --lazy-pages wants
+ * it. */
+bool pager_is_possible(void);
+
 /*
  * Starts it, detached: it listens in WORKDIR/lazy-pages.socket (criu's -W), which is unlinked when
  * criu has connected.  imagefd: the directory with the maps and spaces.  For a caller with one

@@ -133,19 +133,20 @@ static struct tree_file *file_of_path(struct look *look, const char *path, const
     return file;
 }
 
-/* Counts what an object takes, once however many tasks have it. */
-static void count_object(struct look *look, const struct stat *st)
+/* Counts what an object takes, once however many tasks have it.  Its bytes; 0 the next times. */
+static uint64_t count_object(struct look *look, const struct stat *st)
 {
     for (size_t i = 0; i < look->object_count; i++) {
         if (look->objects[i].inode == st->st_ino && look->objects[i].dev == st->st_dev)
-            return;
+            return 0;
     }
     if (!make_room(look->tree, (void **)&look->objects, look->object_count, sizeof(*look->objects),
                    OBJECTS_MAX))
-        return;
+        return 0;
     look->objects[look->object_count].dev = st->st_dev;
     look->objects[look->object_count++].inode = st->st_ino;
     look->tree->memory_bytes += (uint64_t)st->st_blocks * DISK_BLOCK;
+    return (uint64_t)st->st_blocks * DISK_BLOCK;
 }
 
 /* ---- names of files ---- */
@@ -205,7 +206,7 @@ static struct tree_file *look_at_named(struct look *look, pid_t pid, const char 
     if (name[0] != '/' || !(S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)))
         return NULL;
     if (is_shared_memory(name) && st->st_nlink == 0) {
-        count_object(look, st);
+        look->tree->shared_bytes += count_object(look, st);
         return NULL;
     }
     if (st->st_nlink == 0 || is_deleted(name)) {

@@ -50,6 +50,7 @@ struct tree {
     /* What a snapshot takes: pages of their own, swapped ones too, shared memory and ghosts once.
      */
     uint64_t memory_bytes;
+    uint64_t shared_bytes; /* of that: memory that several may share, which is not followed */
     struct tree_file **files;
     size_t file_count;
     struct tree_trait *traits;
