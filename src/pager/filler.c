@@ -16,7 +16,7 @@ enum {
 #define RETRY_CHANGING 200ull
 #define RETRY_UNBUILT USEC_PER_MSEC
 #define RETRY_MEMORY (10 * USEC_PER_MSEC)
-#define WAKE_START KIB(64) /* below it nothing is ever mapped */
+#define PROBE_AT MIB(16)
 
 /* ---- the userfaultfd ---- */
 
@@ -34,12 +34,14 @@ static void uffd_wake(int uffd, uint64_t vaddr)
 
 void filler_wake_all(struct filler *filler)
 {
-    /* Ends of address spaces; the kernel refuses what lies beyond. */
+    /* Where address spaces begin and end: the kernel refuses what reaches beyond. */
+    static const uint64_t starts[] = {PAGE_BYTES, KIB(32), KIB(64), MIB(1), MIB(4)};
     static const uint64_t ends[] = {1ull << 57, 1ull << 56, 1ull << 52, 1ull << 48,
                                     1ull << 47, 1ull << 42, 1ull << 39};
-    for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
-        for (uint64_t less = 0; less <= PAGE_BYTES; less += PAGE_BYTES) {
-            struct uffdio_range all = {.start = WAKE_START, .len = ends[i] - less - WAKE_START};
+    for (size_t i = 0; i < 2 * ARRAY_SIZE(ends); i++) {
+        uint64_t end = ends[i / 2] - i % 2 * PAGE_BYTES; /* x86 leaves out the last page */
+        for (size_t k = 0; k < ARRAY_SIZE(starts); k++) {
+            struct uffdio_range all = {.start = starts[k], .len = end - starts[k]};
             if (ioctl(filler->record->uffd, UFFDIO_WAKE, &all) == 0)
                 return;
         }
@@ -463,7 +465,7 @@ bool filler_step(struct filler *filler, struct copier *copier, bool finished)
 void filler_probe(struct filler *filler)
 {
     /* An area that criu registers is not registered for this, so that nothing can come of it. */
-    struct uffdio_writeprotect probe = {.range = {.start = WAKE_START, .len = PAGE_BYTES}};
+    struct uffdio_writeprotect probe = {.range = {.start = PROBE_AT, .len = PAGE_BYTES}};
     if (ioctl(filler->record->uffd, UFFDIO_WRITEPROTECT, &probe) < 0 && errno == ESRCH)
         filler->gone = true;
 }

@@ -106,8 +106,11 @@ static void keep_only(struct start *start)
     int *ours[] = {&start->state_fd, &start->listener, &start->imagefd, &start->workdir,
                    &start->ready};
     int sorted[ARRAY_SIZE(ours)];
-    for (size_t i = 0; i < ARRAY_SIZE(ours); i++)
+    for (size_t i = 0; i < ARRAY_SIZE(ours); i++) {
+        if (*ours[i] <= STDERR_FILENO) /* a caller without standard descriptors */
+            *ours[i] = fcntl(*ours[i], F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
         sorted[i] = *ours[i];
+    }
     qsort(sorted, ARRAY_SIZE(sorted), sizeof(sorted[0]), compare_ints);
     unsigned from = STDERR_FILENO + 1;
     for (size_t i = 0; i < ARRAY_SIZE(sorted); i++) {
