@@ -43,8 +43,8 @@ def new_seed():
 class Face:
     """What churn shows: struct face of tests/workloads/churn.h."""
 
-    NAMES = "counter beat longest_gap pid seed wanted answered forks execs written told".split()
-    NUMBERS, TEXT, SLOTS = 16, 104, 616
+    NAMES = "counter beat longest_gap pid seed wanted answered forks execs written told refused".split()
+    NUMBERS, TEXT, SLOTS = 16, 112, 624
     SIZE = SLOTS + 16 * 32
     WANTED = NUMBERS + 8 * NAMES.index("wanted")
 
@@ -195,8 +195,9 @@ class Between:
         """No file, snapshot or program of ours is left on either host; what fills the process is waited for."""
         for side in (self.here, self.there):
             side.host.wait_for(lambda s=side: not ours(s), 20, lambda s=side: f"our programs to end on {s.host.name}: {ours(s)}")
+            side.host.wait_for(lambda s=side: s.files("/run/godwit/images") == [] and s.snapshots() == {}, 5,
+                               lambda s=side: f"{s.host.name} to keep nothing: {s.files('/run/godwit/images')} {s.snapshots()}")
             side.wait_gone(*CACHE_FILES)
-            assert side.files("/run/godwit/images") == [] and side.snapshots() == {}
             assert side.used_bytes() == 0
 
 

@@ -168,7 +168,7 @@ def test_there_and_back(between, kind):
     churn = start(between, kind)
     for n in range(2 * LOOPS):
         told = between.move(churn, *(SLOWLY if n % 2 == 0 and "bandwidth" in offered() else []))
-        print(f"down {told.downtime:.0f} ms, {told.last['ram']['transferred'] / MIB:.1f} MiB")
+        print(f"down {told.downtime:.0f} ms, {told.last['ram']['transferred'] / MIB:.1f} MiB, {churn.face().refused} refused")
     assert churn.face().longest_gap > 0
     churn.end(between.here.host)
 
@@ -198,7 +198,8 @@ def test_cancelled_in_the_midst(between):
         if migrate.process.returncode == 0:
             between.arrived(churn)
             continue
-        assert migrate.process.returncode in (ABORTED, REFUSED), (out, err)
+        # Or it had not come as far as to care for signals.
+        assert migrate.process.returncode in (ABORTED, REFUSED, -signal.SIGINT), (out, err)
         churn.runs_on(between.here.host)
         churn.check_all(between.here.host)
         between.nothing_left()

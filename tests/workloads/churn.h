@@ -23,7 +23,8 @@ struct face {
     uint64_t wanted;   /* raised by whoever wants everything checked; */
     uint64_t answered; /* this is what it was when all had been checked */
     uint64_t forks, execs, written;
-    uint64_t told; /* pid of the process that found something wrong */
+    uint64_t told;    /* pid of the process that found something wrong */
+    uint64_t refused; /* times that mremap() said EFAULT: an area was no longer one mapping */
     char text[512];
     struct slot {
         uint64_t steps;

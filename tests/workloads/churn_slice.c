@@ -298,6 +298,13 @@ static void set_holes(struct slice *s, struct range r)
         set(s, r.first + i, (struct page){0});
 }
 
+static void unmap(struct slice *s, struct range r)
+{
+    if (r.count && munmap(address(s, r), r.count * PAGE) < 0)
+        die("munmap");
+    set_holes(s, r);
+}
+
 /* ---- mapping ---- */
 
 static size_t write_some(struct slice *s, struct dice *d, struct range r)
@@ -395,9 +402,7 @@ size_t slice_unmap(struct slice *s, struct dice *d)
     struct range r = pick(s, d);
 
     cut_out(s, r);
-    if (munmap(address(s, r), r.count * PAGE) < 0)
-        die("munmap");
-    set_holes(s, r);
+    unmap(s, r);
     return 0;
 }
 
@@ -440,7 +445,11 @@ static void move_records(struct slice *s, struct range from, struct range to)
     }
 }
 
-/* 0, or -1 if the kernel would not, and then nothing is left where it was to go. */
+/*
+ * 0, or -1 if the kernel would not.  It says EFAULT if the pages are in several mappings, which
+ * they are if somebody else has made a difference between them, as by UFFDIO_REGISTER.  From Linux
+ * 6.17 on some of them may have been moved by then, and which is not told: so none stays.
+ */
 static int move(struct slice *s, struct range from, struct range to, int flags)
 {
     cut_out(s, from);
@@ -448,10 +457,11 @@ static int move(struct slice *s, struct range from, struct range to, int flags)
     if (mremap(address(s, from), from.count * PAGE, to.count * PAGE,
                MREMAP_MAYMOVE | MREMAP_FIXED | flags, address(s, to)) != MAP_FAILED)
         return 0;
-    if (errno != EFAULT && errno != EINVAL)
+    if (errno != EFAULT)
         die("mremap");
-    munmap(address(s, to), to.count * PAGE);
-    set_holes(s, to);
+    __atomic_fetch_add(&face->refused, 1, __ATOMIC_RELAXED);
+    unmap(s, from);
+    unmap(s, to);
     return -1;
 }
 
@@ -518,9 +528,12 @@ size_t slice_shrink(struct slice *s, struct dice *d)
     size_t stays = 1 + roll(d, r.count);
     struct range rest = {r.first + stays, r.count - stays};
     cut_out(s, rest);
-    if (mremap(address(s, r), r.count * PAGE, stays * PAGE, 0) == MAP_FAILED)
-        die("mremap, smaller");
-    set_holes(s, rest);
+    if (mremap(address(s, r), r.count * PAGE, stays * PAGE, 0) == MAP_FAILED) {
+        if (errno != EFAULT)
+            die("mremap, smaller");
+        __atomic_fetch_add(&face->refused, 1, __ATOMIC_RELAXED);
+    }
+    unmap(s, rest);
     return 0;
 }
 
