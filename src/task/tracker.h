@@ -23,14 +23,12 @@
  * process nor a criu that dumps it notices the tracker.  On any one thread.
  */
 #include "base/error.h"
-#include "task/memory.h"
+#include "task/page_table.h"
 
 struct tracker {
-    pid_t pid;
-    int uffd, pagemap;
-    struct page_region *regions; /* what one PAGEMAP_SCAN tells */
-    uint64_t never;              /* categories of pages that criu does not take */
-    uint64_t stopped_nsec;       /* how long a thread stood still for tracker_open() */
+    int uffd;
+    struct page_table table;
+    uint64_t stopped_nsec; /* how long a thread stood still for tracker_open() */
 };
 
 /* 0, or -1 with *err set: the kernel or the process does not allow it, see

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "task/page_table.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+/* As linux/fs.h has them from 6.7 on. */
+struct page_region {
+    uint64_t start, end, categories;
+};
+
+struct pagemap_scan {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t inverted, mask, anyof_mask, return_mask;
+};
+
+#define SCAN _IOWR('f', 16, struct pagemap_scan)
+
+enum {
+    REGIONS = 4096,
+    ENTRIES = 4096, /* in one reading */
+};
+
+/* An entry of the file, see Documentation/admin-guide/mm/pagemap.rst. */
+#define ENTRY_FRAME   ((1ull << 55) - 1)
+#define ENTRY_GUARD   (1ull << 58)
+#define ENTRY_FILE    (1ull << 61)
+#define ENTRY_SWAPPED (1ull << 62)
+#define ENTRY_PRESENT (1ull << 63)
+
+/* ---- PAGEMAP_SCAN ---- */
+
+/* Whether the kernel knows a category of pages. */
+static bool knows(const struct page_table *table, uint64_t category)
+{
+    struct pagemap_scan ask = {
+        .size = sizeof(ask),
+        .end = PAGE_BYTES,
+        .vec = (uintptr_t)table->regions,
+        .vec_len = REGIONS,
+        .anyof_mask = category,
+        .return_mask = category,
+    };
+    return ioctl(table->fd, SCAN, &ask) >= 0;
+}
+
+int page_table_scan(struct page_table *table, const struct memory_area *area, uint64_t flags,
+                    uint64_t wanted, struct page_runs *runs)
+{
+    struct pagemap_scan ask = {
+        .size = sizeof(ask),
+        .flags = flags,
+        .start = area->start,
+        .end = area->end,
+        .vec = (uintptr_t)table->regions,
+        .vec_len = REGIONS,
+        .inverted = table->never,
+        .mask = table->never | wanted,
+        .anyof_mask = PAGE_PRESENT | PAGE_SWAPPED,
+        .return_mask = PAGE_PRESENT,
+    };
+    while (ask.start < area->end) {
+        int n = ioctl(table->fd, SCAN, &ask);
+        if (n < 0)
+            return errno == EINTR ? -EAGAIN : -errno;
+        for (int i = 0; i < n; i++) {
+            const struct page_region *region = &table->regions[i];
+            if (page_runs_add(runs, region->start, (region->end - region->start) / PAGE_BYTES,
+                              area->anonymous) < 0)
+                return -ENOMEM;
+        }
+        ask.start = ask.walk_end;
+    }
+    return 0;
+}
+
+/* ---- reading ---- */
+
+static uint64_t own_entry(const volatile uint8_t *page)
+{
+    uint64_t entry = 0;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && pread(fd, &entry, sizeof(entry),
+                         (off_t)((uintptr_t)page / PAGE_BYTES * sizeof(entry))) != sizeof(entry))
+        entry = 0;
+    close_fd(fd);
+    return entry;
+}
+
+/* Needs CAP_SYS_ADMIN, without which pages of zeros are taken for pages like others. */
+static uint64_t find_zero_frame(void)
+{
+    uint8_t *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return 0;
+    uint64_t entry = *(volatile uint8_t *)page == 0 ? own_entry(page) : 0;
+    munmap(page, PAGE_BYTES);
+    return entry & ENTRY_PRESENT ? entry & ENTRY_FRAME : 0;
+}
+
+static bool entry_exists(const struct page_table *table, uint64_t entry)
+{
+    if (!(entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) || entry & (ENTRY_FILE | ENTRY_GUARD))
+        return false;
+    bool zero = entry & ENTRY_PRESENT && table->zero_frame != 0 &&
+                (entry & ENTRY_FRAME) == table->zero_frame;
+    return !zero;
+}
+
+static int read_area(struct page_table *table, const struct memory_area *area,
+                     struct page_runs *runs)
+{
+    for (uint64_t at = area->start; at < area->end;) {
+        size_t count = MIN((area->end - at) / PAGE_BYTES, ENTRIES);
+        ssize_t n = pread(table->fd, table->entries, count * sizeof(*table->entries),
+                          (off_t)(at / PAGE_BYTES * sizeof(*table->entries)));
+        if (n <= 0)
+            return n == 0 ? 0 : errno == EINTR ? -EAGAIN : -errno; /* 0: this memory has gone */
+        count = (size_t)n / sizeof(*table->entries);
+        for (size_t i = 0; i < count; i++) {
+            if (entry_exists(table, table->entries[i]) &&
+                page_runs_add(runs, at + i * PAGE_BYTES, 1, area->anonymous) < 0)
+                return -ENOMEM;
+        }
+        at += count * PAGE_BYTES;
+    }
+    return 0;
+}
+
+/* ---- either ---- */
+
+int page_table_open(struct page_table *table, pid_t pid)
+{
+    char path[32];
+    snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+    *table = PAGE_TABLE_CLOSED;
+    table->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (table->fd < 0)
+        return errno == ENOENT ? -ESRCH : -errno;
+    table->regions = calloc(REGIONS, sizeof(*table->regions));
+    table->scans = table->regions && knows(table, PAGE_PRESENT);
+    table->never = PAGE_FILE | PAGE_ZERO;
+    if (table->scans && knows(table, PAGE_GUARD))
+        table->never |= PAGE_GUARD;
+    if (!table->scans)
+        table->entries = calloc(ENTRIES, sizeof(*table->entries));
+    if (table->regions && (table->scans || table->entries)) {
+        table->zero_frame = table->scans ? 0 : find_zero_frame();
+        return 0;
+    }
+    page_table_close(table);
+    return -ENOMEM;
+}
+
+void page_table_close(struct page_table *table)
+{
+    close_fd(table->fd);
+    free(table->regions);
+    free(table->entries);
+    *table = PAGE_TABLE_CLOSED;
+}
+
+int page_table_list(struct page_table *table, const struct memory_area *area,
+                    struct page_runs *runs)
+{
+    return table->scans ? page_table_scan(table, area, 0, 0, runs) : read_area(table, area, runs);
+}
