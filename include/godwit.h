@@ -68,6 +68,14 @@ enum godwit_flags {
     GODWIT_NO_SCAN_FILTER = 128, /* criu dumps all memory, also what has been copied before */
 };
 
+/* How it is told what the process has written since the round before. */
+enum godwit_tracker {
+    GODWIT_TRACKER_AUTO = 0, /* for each process the first of these that works */
+    GODWIT_TRACKER_UFFD_WP =
+        1, /* the kernel tells (Linux 6.7); what it cannot tell of stands still */
+    GODWIT_TRACKER_COMPARE = 2, /* all is read each time, and compared with what was sent */
+};
+
 struct godwit_options {
     size_t size;         /* sizeof(struct godwit_options), for later versions; the rest may be 0 */
     pid_t pid;           /* root of the tree.  0, for a dry run: look at the hosts only */
@@ -84,6 +92,7 @@ struct godwit_options {
     uint64_t downtime_usec; /* target; 0: 100 ms */
     uint64_t max_time_usec; /* of all rounds; 0: no limit */
     uint64_t bytes_per_sec; /* at most that fast while it runs; 0: no limit */
+    uint32_t tracker;       /* enum godwit_tracker */
 };
 
 enum godwit_event_type {

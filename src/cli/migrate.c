@@ -13,7 +13,7 @@
 struct values {
     uint64_t pid, timeout_usec, downtime_msec, max_rounds, max_time_usec, bandwidth;
     bool dry_run, json, insecure, stop_and_copy, eager, strict, verify, no_scan_filter;
-    const char *workdir, *criu, *progress;
+    const char *workdir, *criu, *progress, *tracker;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -45,6 +45,7 @@ const struct option_row migrate_options[] = {
     {0, "max-rounds", OPTION_NUMBER, AT(max_rounds), "N", "copy at most that often before the freeze (default: 30)"},
     {0, "max-time", OPTION_SECONDS, AT(max_time_usec), "SECONDS", "copy at most that long before the freeze (default: no limit)"},
     {0, "bandwidth", OPTION_SIZE, AT(bandwidth), "RATE", "bytes per second while the process runs (default: no limit)"},
+    {0, "tracker", OPTION_STRING, AT(tracker), "HOW", "uffd-wp, compare or auto: how to tell what it has written (default: auto)"},
     {0, "strict", OPTION_FLAG, AT(strict), NULL, "give up rather than exceed --downtime"},
     {0, "stop-and-copy", OPTION_FLAG, AT(stop_and_copy), NULL, "the process stands still while its memory is copied"},
     {0, "eager", OPTION_FLAG, AT(eager), NULL, "it starts there when all of its memory is in place"},
@@ -69,6 +70,7 @@ struct run {
     const char *target;
     bool check; /* the findings are what is asked for */
     enum progress progress;
+    enum godwit_tracker tracker;
     bool bar_shown;
     struct godwit_migration *migration;
 };
@@ -261,6 +263,7 @@ static int run_migration(struct run *run, char **passed, uint32_t flags, struct 
         .max_rounds = (unsigned)values->max_rounds,
         .max_time_usec = values->max_time_usec,
         .bytes_per_sec = values->bandwidth,
+        .tracker = run->tracker,
         .flags = flags | (values->insecure ? GODWIT_INSECURE : 0) |
                  (values->stop_and_copy ? GODWIT_STOP_AND_COPY : 0) |
                  (values->eager ? GODWIT_EAGER : 0) | (values->verify ? GODWIT_VERIFY : 0) |
@@ -303,6 +306,25 @@ static int take_progress(struct run *run, struct error *err)
     return 0;
 }
 
+static int take_tracker(struct run *run, struct error *err)
+{
+    static const char *const names[] = {
+        [GODWIT_TRACKER_AUTO] = "auto",
+        [GODWIT_TRACKER_UFFD_WP] = "uffd-wp",
+        [GODWIT_TRACKER_COMPARE] = "compare",
+    };
+    const char *how = run->values->tracker;
+    if (!how)
+        return 0;
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        if (strcmp(how, names[i]) == 0) {
+            run->tracker = (enum godwit_tracker)i;
+            return 0;
+        }
+    }
+    return error_set(err, FAILURE_USAGE, "--tracker %s: uffd-wp, compare or auto", how);
+}
+
 static int parse(const struct command *command, int argc, char **argv, struct values *values,
                  struct run *run, char ***passed, struct error *err)
 {
@@ -316,7 +338,7 @@ static int parse(const struct command *command, int argc, char **argv, struct va
         return error_set(err, FAILURE_USAGE, "%s: one target is expected", rest[1]);
     if (values->timeout_usec < 100 * USEC_PER_MSEC)
         return error_set(err, FAILURE_USAGE, "--timeout: at least 0.1 s");
-    return take_progress(run, err);
+    return take_tracker(run, err) < 0 ? -1 : take_progress(run, err);
 }
 
 /* What is not given is the library's to choose, and no round at all is another way of doing it. */

@@ -280,7 +280,7 @@ static void keep_descriptor(int fd)
 }
 
 /* In front of what is to be preloaded already. */
-static void preload(const char *path, int fd)
+static void preload(const char *path, int fd, const char *hidden)
 {
     const char *before = getenv("LD_PRELOAD");
     char number[16];
@@ -290,6 +290,10 @@ static void preload(const char *path, int fd)
     setenv("LD_PRELOAD", list, 1);
     snprintf(number, sizeof(number), "%d", fd);
     setenv("GODWIT_SCAN_FILTER_FD", number, 1);
+    if (!hidden)
+        return;
+    setenv("GODWIT_SCAN_FILTER_HIDE", hidden, 1);
+    unsetenv("CRIU_TRACK_SHMEM"); /* it would have criu go by that scan for shared memory too */
 }
 
 static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_spawn *how)
@@ -308,7 +312,7 @@ static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_
             setenv("GODWIT_HOOK_JOURNAL", how->hook_journal, 1);
     }
     if (how->scan_filter)
-        preload(how->scan_filter, how->scan_filter_fd);
+        preload(how->scan_filter, how->scan_filter_fd, how->scan_filter_hidden);
     if (how->ignore_interrupt)
         signal(SIGINT, SIG_IGN);
     execv(args->list[0], args->list);

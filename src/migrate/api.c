@@ -85,6 +85,12 @@ static int migration_set_up(struct godwit_migration *m, struct error *err)
     return 0;
 }
 
+static const enum follow_kind follow_kinds[] = {
+    [GODWIT_TRACKER_AUTO] = FOLLOW_AUTO,
+    [GODWIT_TRACKER_UFFD_WP] = FOLLOW_UFFD_WP,
+    [GODWIT_TRACKER_COMPARE] = FOLLOW_COMPARE,
+};
+
 static struct godwit_migration *migration_alloc(const struct godwit_options *options,
                                                 godwit_event_fn *event, void *user)
 {
@@ -95,6 +101,7 @@ static struct godwit_migration *migration_alloc(const struct godwit_options *opt
         .pid = options->pid,
         .silence_usec = options->timeout_usec ? options->timeout_usec : DEFAULT_SILENCE_USEC,
         .bytes_per_sec = options->bytes_per_sec,
+        .follow = follow_kinds[options->tracker],
         .flags = options->flags,
         .converge = {.target_usec =
                          options->downtime_usec ? options->downtime_usec : DEFAULT_DOWNTIME_USEC,
@@ -122,6 +129,8 @@ static int check_options(const struct godwit_options *options, struct error *err
         return error_set(err, FAILURE_USAGE, "which process?");
     if (!options->target && !dry)
         return error_set(err, FAILURE_USAGE, "where to?");
+    if (options->tracker >= ARRAY_SIZE(follow_kinds))
+        return error_set(err, FAILURE_USAGE, "no such tracker");
     const struct journal_entry *entry = NULL;
     if (options->target && strlen(options->target) >= sizeof(entry->target))
         return error_set(err, FAILURE_USAGE, "the target is longer than %zu bytes",

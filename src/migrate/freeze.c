@@ -202,6 +202,7 @@ static int freeze_start_criu(struct freeze *freeze, const struct freeze_request 
         .keep_count = filter_fd >= 0 ? 3 : 2,
         .scan_filter = filter_fd >= 0 ? filter : NULL,
         .scan_filter_fd = filter_fd,
+        .scan_filter_hidden = request->hidden,
         .hook_workdir = request->workdir,
         .hook_token = freeze->token,
         .hook_silence_usec = request->silence_usec,

@@ -58,6 +58,7 @@ struct freeze_request {
     uint64_t silence_usec; /* after which the hook gives us up */
     char *const *options;  /* for criu; may be NULL */
     bool narrow;           /* criu is to dump only what the tracker has not seen */
+    const char *hidden;    /* narrow: and nothing of these tasks, "12,15"; NULL: there are none */
 };
 
 /* Opens sockets and starts criu.  The pages come out of freeze->dump.pages_peer_fd, which the

@@ -32,6 +32,17 @@ static void tell_skipped(struct godwit_migration *m, const struct rounds_stats *
          stats->skipped, stats->skipped + stats->tasks, stats->reason.text);
 }
 
+static void tell_compared(struct godwit_migration *m, const struct rounds_stats *stats)
+{
+    if (stats->compared == 0 || !stats->why_compared.text[0] || m->told_compared)
+        return;
+    m->told_compared = true;
+    tell(m,
+         "%u of %u processes are followed by reading all of their memory each time, also while "
+         "they stand still (--tracker compare): %s",
+         stats->compared, stats->tasks, stats->why_compared.text);
+}
+
 static void tell_why_now(struct godwit_migration *m, enum converge_verdict verdict)
 {
     double predicted = (double)m->converge.predicted_usec / USEC_PER_MSEC;
@@ -57,7 +68,7 @@ static void begin_round(struct godwit_migration *m)
     }
     const struct rounds_stats *stats = rounds_stats(m->rounds);
     tell_skipped(m, stats);
-    m->round_bytes = stats->written_pages * PAGE_BYTES;
+    tell_compared(m, stats);
     migration_report(m, GODWIT_EVENT_PROGRESS);
 }
 
@@ -114,8 +125,10 @@ void live_begin(struct godwit_migration *m)
         return;
     }
     m->converge.memory_bytes = m->total_bytes;
-    struct rounds_request request = {
-        .root = m->pid, .bytes_per_sec = m->bytes_per_sec, .verify = m->flags & GODWIT_VERIFY};
+    struct rounds_request request = {.root = m->pid,
+                                     .kind = m->follow,
+                                     .bytes_per_sec = m->bytes_per_sec,
+                                     .verify = m->flags & GODWIT_VERIFY};
     m->rounds = rounds_new(m->sender, &request, &rounds_ops, m);
     struct error err;
     error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "the rounds of copying");
@@ -127,7 +140,7 @@ void live_begin(struct godwit_migration *m)
 
 int live_list(struct godwit_migration *m, struct error *err)
 {
-    if (!m->rounds || m->listed)
+    if (!m->rounds || m->listed || (m->state == SOURCE_DUMPING && rounds_hides(m->rounds)))
         return 0;
     m->listed = true;
     if (!m->freeze.narrowed && rounds_stats(m->rounds)->tasks > 0)

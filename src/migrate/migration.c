@@ -261,6 +261,7 @@ static int begin_dump(struct godwit_migration *m, struct error *err)
     int r = journal_path(m->place.workdir_path, m->journal.id, journal, sizeof(journal));
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "%s", m->place.workdir_path);
+    _cleanup_free_ char *hidden = m->rounds ? rounds_hide(m->rounds) : NULL;
     struct freeze_request request = {
         .pid = m->pid,
         .criu = m->criu,
@@ -269,6 +270,7 @@ static int begin_dump(struct godwit_migration *m, struct error *err)
         .silence_usec = m->silence_usec,
         .options = m->criu_options,
         .narrow = m->rounds && !(m->flags & GODWIT_NO_SCAN_FILTER),
+        .hidden = hidden,
     };
     m->frozen = true;
     if (freeze_begin(&m->freeze, m->event, &request, &freeze_ops, m, err) < 0)

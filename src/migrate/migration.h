@@ -26,7 +26,8 @@ struct godwit_migration {
     char **criu_options; /* ended by NULL */
     struct target target;
     uint64_t silence_usec;
-    uint64_t bytes_per_sec; /* at most that fast, while the process runs; 0: no limit */
+    uint64_t bytes_per_sec;  /* at most that fast, while the process runs; 0: no limit */
+    enum follow_kind follow; /* how, while it runs */
     uint32_t flags;
     godwit_event_fn *on_event;
     void *user;
@@ -63,8 +64,7 @@ struct godwit_migration {
     struct sender *sender;
     struct rounds *rounds; /* NULL: it was not asked for */
     struct converge converge;
-    uint64_t round_bytes; /* to be sent in the present round */
-    bool told_skipped, listed;
+    bool told_skipped, told_compared, listed;
     struct freeze freeze;
     bool frozen; /* freeze is open */
     bool criu_failed;

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "migrate/rounds.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "migrate/doors.h"
+#include "task/follow.h"
 #include "task/task.h"
-#include "task/tracker.h"
 
 enum {
     BATCH_PAGES = LINK_BATCH_BYTES / PAGE_BYTES,
     ZERO_RUNS_MAX = 4096,
     BURST_MSEC = 200, /* of what was not sent in time is made up for, where the rate is limited */
-    SCAN_TRIES = 100,
+    BREATH_PAGES = 4096, /* read and found to be as they were, in one turn of the loop */
 };
 
 /* A process that is followed, or was. */
@@ -20,9 +21,9 @@ struct round_task {
     uint64_t started; /* task_started() */
     pid_t inner;      /* its number as criu knows it */
     bool seen;        /* in the tree at the latest look */
-    bool open;        /* the tracker is */
-    struct tracker tracker;
-    struct page_runs runs;   /* to be sent now */
+    bool hidden;      /* criu is shown nothing of it */
+    struct follower follower;
+    struct page_runs runs;   /* to be read now, and sent */
     struct page_runs list;   /* at the freeze: what exists */
     struct page_runs missed; /* was to be sent, and could not be read */
     struct page_reader reader;
@@ -36,6 +37,7 @@ struct rounds {
     struct link_source source;
     struct sender *sender; /* NULL: it is done with */
     pid_t root;
+    enum follow_kind kind; /* how they are to be followed */
     const struct rounds_ops *ops;
     void *user;
     struct round_task **tasks;
@@ -63,9 +65,7 @@ static void task_let_go(struct round_task *task)
     if (task->reading)
         page_reader_close(&task->reader);
     task->reading = false;
-    if (task->open)
-        tracker_close(&task->tracker);
-    task->open = false;
+    follower_close(&task->follower);
     page_runs_free(&task->runs);
     page_runs_free(&task->list);
     page_runs_free(&task->missed);
@@ -126,50 +126,14 @@ static int rounds_look(struct rounds *rounds)
     return r;
 }
 
-typedef int scan_fn(struct tracker *tracker, const struct memory_area *area,
-                    struct page_runs *runs);
-
-static int scan_area(struct tracker *tracker, const struct memory_area *area, scan_fn *scan,
-                     struct page_runs *runs)
+static bool is_followed(const struct round_task *task)
 {
-    int r;
-    unsigned tries = SCAN_TRIES;
-    do {
-        r = scan(tracker, area, runs);
-    } while (r == -EAGAIN && --tries > 0);
-    return r == -EOPNOTSUPP ? 0 : r; /* of that area criu sends everything */
+    return task->follower.way != NULL;
 }
 
-/* Scans the areas that are anonymous, or those that are not.  0 or a negative errno. */
-static int task_scan_areas(struct round_task *task, bool anonymous, scan_fn *scan,
-                           struct page_runs *runs)
-{
-    struct memory_map map;
-    int r = memory_map_read(task->pid, &map);
-    if (r < 0)
-        return r;
-    for (size_t i = 0; i < map.count && r == 0; i++) {
-        if (map.areas[i].kind == AREA_PRIVATE && map.areas[i].anonymous == anonymous)
-            r = scan_area(&task->tracker, &map.areas[i], scan, runs);
-    }
-    memory_map_free(&map);
-    return r;
-}
-
-/*
- * What could not be read is protected all the same, and no scan would tell of it again: what of it
- * exists now is to be sent.  Mostly nothing, for it has been unmapped.
- */
 static int task_take_missed(struct round_task *task)
 {
-    int r = 0;
-    for (size_t i = 0; i < task->missed.count && r == 0; i++) {
-        const struct page_run *run = &task->missed.list[i];
-        struct memory_area area = {.start = run->start,
-                                   .end = run->start + run->pages * PAGE_BYTES,
-                                   .anonymous = run->anonymous};
-        r = scan_area(&task->tracker, &area, tracker_list, &task->runs);
-    }
+    int r = follower_scan_missed(&task->follower, &task->missed, &task->runs);
     page_runs_free(&task->missed);
     return r;
 }
@@ -177,25 +141,36 @@ static int task_take_missed(struct round_task *task)
 static int task_look(struct round_task *task)
 {
     int r = task_take_missed(task);
-    return r < 0 ? r : task_scan_areas(task, true, tracker_scan, &task->runs);
+    return r < 0 ? r : follower_scan(&task->follower, &task->runs);
+}
+
+static int task_follow(struct rounds *rounds, struct round_task *task, struct error *err)
+{
+    struct rounds_stats *stats = &rounds->stats;
+    if (follower_open(&task->follower, task->pid, rounds->kind, err) < 0)
+        return -1;
+    stats->stopped_nsec = MAX(stats->stopped_nsec, follower_stopped_nsec(&task->follower));
+    if (err->text[0])
+        stats->why_compared = *err;
+    return 0;
 }
 
 /*
  * Scans; a task that has another memory than the last time, because it has executed another
- * program, is begun anew.  Whatever does not work leaves the task to criu: with the tracker it is
- * shown all of its pages.
+ * program, is begun anew.  Whatever does not work leaves the task to criu, which is shown all of
+ * its pages then.
  */
 static void task_scan(struct rounds *rounds, struct round_task *task)
 {
     struct error err;
     page_runs_free(&task->runs);
-    int r = task->open ? task_look(task) : -ESRCH;
+    int r = is_followed(task) ? task_look(task) : -ESRCH;
     if (r == -ESRCH) {
         struct task_stat stat;
         task_let_go(task);
         if (!task_read_stat(task->pid, &stat) || stat.state == 'Z')
             return;
-        if (tracker_open(&task->tracker, task->pid, &err) < 0) {
+        if (task_follow(rounds, task, &err) < 0) {
             /* One that has ended meanwhile, or is ending, is nothing to tell about. */
             if (err.code != FAILURE_NOT_FOUND) {
                 rounds->stats.skipped++;
@@ -203,8 +178,6 @@ static void task_scan(struct rounds *rounds, struct round_task *task)
             }
             return;
         }
-        task->open = true;
-        rounds->stats.stopped_nsec = MAX(rounds->stats.stopped_nsec, task->tracker.stopped_nsec);
         r = task_look(task);
     }
     if (r < 0) {
@@ -215,7 +188,7 @@ static void task_scan(struct rounds *rounds, struct round_task *task)
         return;
     }
     rounds->stats.tasks++;
-    rounds->stats.written_pages += task->runs.pages;
+    rounds->stats.compared += follower_hides(&task->follower);
 }
 
 /* ---- sending ---- */
@@ -257,46 +230,59 @@ static void note_zero(struct rounds *rounds, uint64_t vaddr)
     rounds->stats.zero_pages++;
 }
 
-/* Adds what was read to the batch, but for pages of zeros. */
-static void add_run(struct rounds *rounds, struct space *space, struct link_batch *batch,
-                    const struct page_run *run, const uint8_t *bytes)
+enum page_fate { PAGE_AS_IT_WAS, PAGE_OF_ZEROS, PAGE_TO_SEND };
+
+static enum page_fate judge_page(struct round_task *task, uint64_t vaddr, bool anonymous,
+                                 const uint8_t *page)
+{
+    if (!follower_wants(&task->follower, vaddr, page))
+        return PAGE_AS_IT_WAS;
+    return anonymous && is_zero(page) ? PAGE_OF_ZEROS : PAGE_TO_SEND;
+}
+
+/* Adds what was read to the batch, but for pages of zeros, and those that are as they were.  What
+ * is of a file is never lazy. */
+static void add_run(struct rounds *rounds, struct round_task *task, struct space *space,
+                    struct link_batch *batch, const struct page_run *run, const uint8_t *bytes)
 {
     uint64_t first = 0;
     for (uint64_t i = 0; i <= run->pages; i++) {
-        bool zero = i < run->pages && run->anonymous && is_zero(bytes + i * PAGE_BYTES);
-        if (i < run->pages && !zero)
+        uint64_t vaddr = run->start + i * PAGE_BYTES;
+        enum page_fate fate = i < run->pages
+                                  ? judge_page(task, vaddr, run->anonymous, bytes + i * PAGE_BYTES)
+                                  : PAGE_AS_IT_WAS;
+        rounds->stats.written_pages += rounds->phase == SENDING && fate != PAGE_AS_IT_WAS;
+        if (fate == PAGE_TO_SEND)
             continue;
         if (i > first)
             space_add_pages(rounds->sender, space, batch, run->start + first * PAGE_BYTES,
-                            bytes + first * PAGE_BYTES, i - first, PAGES_LAZY);
-        if (zero)
-            note_zero(rounds, run->start + i * PAGE_BYTES);
+                            bytes + first * PAGE_BYTES, i - first, run->anonymous ? PAGES_LAZY : 0);
+        if (fate == PAGE_OF_ZEROS)
+            note_zero(rounds, vaddr);
         first = i + 1;
     }
 }
 
 /*
- * The next pages of the current task into the batch.  Whether there were any.  A task that cannot
- * be read is let go, and criu is then shown all of it; or it has ended, which is no matter.
+ * Reads the next pages of the current task and puts into the batch what of them is to be sent.  How
+ * many have been read; 0: there are no more; or a negative errno.
  */
-static bool draw_pages(struct rounds *rounds, struct round_task *task, struct link_batch *batch)
+static int64_t draw_pages(struct rounds *rounds, struct round_task *task, struct link_batch *batch)
 {
     struct page_run runs[READ_RUNS_MAX];
     int count = page_reader_next(&task->reader, batch->buf, BATCH_PAGES, runs);
-    if (count < 0 && rounds->phase == CATCHING_UP)
-        page_runs_add(&task->missed, 0, 1, false); /* it stands still: this is no time to leave */
-    else if (count < 0)
-        task_let_go(task);
     if (count <= 0)
-        return false;
+        return count;
     struct space *space = task_space(rounds, task);
     const uint8_t *bytes = batch->buf;
+    int64_t read = 0;
     for (int i = 0; i < count; i++) {
-        add_run(rounds, space, batch, &runs[i], bytes);
+        add_run(rounds, task, space, batch, &runs[i], bytes);
         bytes += runs[i].pages * PAGE_BYTES;
+        read += (int64_t)runs[i].pages;
     }
     rounds->stats.bytes += batch->bytes;
-    return true;
+    return read;
 }
 
 static void draw_zeros(struct rounds *rounds, const struct round_task *task,
@@ -319,18 +305,23 @@ static int on_pause_over(sd_event_source *source, uint64_t usec, void *user)
     return 0;
 }
 
-/* Whether a batch may leave now; else the source is made ready when it may. */
-static bool may_leave(struct rounds *rounds)
+/* The source is made ready when a batch may leave.  0 or a negative errno. */
+static int set_pause(struct rounds *rounds)
 {
-    uint64_t now = now_usec();
-    if (rounds->bytes_per_sec == 0 || now >= rounds->allowed_usec)
-        return true;
     if (!rounds->pause)
         sd_event_add_time(rounds->sender->event, &rounds->pause, CLOCK_MONOTONIC,
                           rounds->allowed_usec, USEC_PER_MSEC / 4, on_pause_over, rounds);
     sd_event_source_set_time(rounds->pause, rounds->allowed_usec);
+    return sd_event_source_set_enabled(rounds->pause, SD_EVENT_ONESHOT);
+}
+
+/* Whether a batch may leave now; else the source is made ready when it may. */
+static bool may_leave(struct rounds *rounds)
+{
+    if (rounds->bytes_per_sec == 0 || now_usec() >= rounds->allowed_usec)
+        return true;
     /* Without memory for a timer it is better to go on than to stand. */
-    return sd_event_source_set_enabled(rounds->pause, SD_EVENT_ONESHOT) < 0;
+    return set_pause(rounds) < 0;
 }
 
 static void account(struct rounds *rounds, uint64_t bytes)
@@ -375,16 +366,17 @@ static void round_is_over(struct rounds *rounds)
         sender_fail_errno(rounds->sender, r, "the round of copying");
 }
 
-/* A task that has nothing, or has gone, is passed over. */
-static bool begin_task(struct round_task *task)
+/* 1, 0 when the task has nothing, or a negative errno. */
+static int begin_task(struct round_task *task)
 {
-    if (task->reading)
-        return true;
-    if (!task->open || task->runs.count == 0 || page_reader_open(&task->reader, task->pid) < 0)
-        return false;
+    if (task->reading || !is_followed(task) || task->runs.count == 0)
+        return task->reading;
+    int r = page_reader_open(&task->reader, task->pid);
+    if (r < 0)
+        return r;
     task->reading = true;
     page_reader_begin(&task->reader, &task->runs, &task->missed);
-    return true;
+    return 1;
 }
 
 /* What cannot be read although its task stands still would be missing, or be what it was before. */
@@ -403,24 +395,64 @@ static bool all_is_read(struct rounds *rounds)
     return true;
 }
 
+/* The loop has other things to do as well: on with it in its next turn. */
+static int breathe(struct rounds *rounds)
+{
+    rounds->allowed_usec = MAX(rounds->allowed_usec, now_usec());
+    return set_pause(rounds) < 0 ? 0 : -EAGAIN;
+}
+
+/* Reads until there is something to be sent.  1, 0 when there is nothing more, -EAGAIN: later, or
+ * another negative errno. */
+static int send_task(struct rounds *rounds, struct round_task *task, struct link_batch *batch)
+{
+    int64_t read = begin_task(task), unsent = 0;
+    while (read > 0 && rounds->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX) {
+        if (unsent >= BREATH_PAGES && breathe(rounds) < 0)
+            return -EAGAIN;
+        read = draw_pages(rounds, task, batch);
+        unsent += read;
+        if (batch->frames > 0) {
+            account(rounds, batch->bytes);
+            return 1;
+        }
+    }
+    if (read >= 0 && rounds->zero_runs > 0) {
+        draw_zeros(rounds, task, batch);
+        return 1;
+    }
+    return (int)read;
+}
+
+/*
+ * A task that cannot be read has ended, which is no matter; or it is let go, and criu is then shown
+ * all of it.  When it stands still this is no time to leave.
+ */
+static bool leave_task(struct rounds *rounds, struct round_task *task, int error_number)
+{
+    rounds->zero_runs = 0;
+    if (rounds->phase == SENDING) {
+        task_let_go(task);
+        return true;
+    }
+    struct error err;
+    error_set_errno(&err, FAILURE_SYSTEM, error_number, "reading the memory of process %d",
+                    task->pid);
+    sender_fail(rounds->sender, &err);
+    return false;
+}
+
 static bool send_some(struct rounds *rounds, struct link_batch *batch)
 {
     if (!may_leave(rounds))
         return false;
-    while (rounds->current < rounds->count) {
+    for (; rounds->current < rounds->count; task_is_done(rounds)) {
         struct round_task *task = rounds->tasks[rounds->current];
-        if (begin_task(task)) {
-            bool room = rounds->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX;
-            if (room && draw_pages(rounds, task, batch)) {
-                account(rounds, batch->bytes);
-                return true;
-            }
-            if (rounds->zero_runs > 0) {
-                draw_zeros(rounds, task, batch);
-                return true;
-            }
-        }
-        task_is_done(rounds);
+        int r = send_task(rounds, task, batch);
+        if (r > 0)
+            return true;
+        if (r == -EAGAIN || (r < 0 && !leave_task(rounds, task, r)))
+            return false;
     }
     if (rounds->phase == SENDING) {
         round_is_over(rounds);
@@ -500,7 +532,7 @@ static ssize_t sum_some(struct round_task *task, uint8_t *sums, uint8_t *pages)
  */
 static int begin_verifying(struct rounds *rounds, struct round_task *task)
 {
-    if (task->reading || !task->open || task->list.count == 0)
+    if (task->reading || !is_followed(task) || task->list.count == 0)
         return task->reading;
     const struct space *space = task_space(rounds, task);
     int r = 0;
@@ -542,17 +574,9 @@ static bool verify_some(struct rounds *rounds, struct link_batch *batch)
     return false;
 }
 
-/*
- * Pages of private mappings of files are criu's, but for what has been registered because it was
- * something else a moment before: criu is not shown that, so it is read now.
- */
 static int task_list(struct round_task *task)
 {
-    int r = task_scan_areas(task, true, tracker_list, &task->list);
-    if (r == 0)
-        r = task_scan_areas(task, false, tracker_list_tracked, &task->list);
-    if (r == 0)
-        r = task_scan_areas(task, false, tracker_list_tracked, &task->runs);
+    int r = follower_list(&task->follower, &task->list, &task->runs);
     return r < 0 ? r : task_take_missed(task);
 }
 
@@ -567,30 +591,84 @@ void rounds_verify(struct rounds *rounds)
 }
 
 /*
+ * criu is not shown what has the number of such a task; so if that is another process by now,
+ * nobody has its memory.
+ */
+static int check_hidden(const struct round_task *task, struct error *err)
+{
+    uint64_t started = task_started(task->pid);
+    if (!task->hidden || started == 0 || started == task->started)
+        return 0;
+    return error_set(err, FAILURE_SYSTEM, "process %d has ended, and another has its number",
+                     task->pid);
+}
+
+/*
  * A task that has ended, or has another memory than in the last round, has an empty list: what
  * exists of it is what criu sends.
  */
+static int list_task(struct rounds *rounds, struct round_task *task, struct error *err)
+{
+    struct space *space =
+        sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, task->hidden);
+    if (!space && task->hidden)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "the memory of process %d", task->pid);
+    if (!space)
+        return 0; /* nothing was ever sent of it */
+    space->listed = true;
+    space->keep_criu = rounds->will_verify;
+    if (check_hidden(task, err) < 0)
+        return -1;
+    int r = is_followed(task) ? task_list(task) : 0;
+    if (r == -ESRCH)
+        task_let_go(task);
+    else if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the memory of process %d", task->pid);
+    return 0;
+}
+
 int rounds_list(struct rounds *rounds, struct error *err)
 {
     for (size_t i = 0; i < rounds->count; i++) {
-        struct round_task *task = rounds->tasks[i];
-        struct space *space =
-            sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, false);
-        if (!space)
-            continue; /* nothing was ever sent of it */
-        space->listed = true;
-        space->keep_criu = rounds->will_verify;
-        int r = task->open ? task_list(task) : 0;
-        if (r == -ESRCH)
-            task_let_go(task);
-        else if (r < 0)
-            return error_set_errno(err, FAILURE_SYSTEM, r, "the memory of process %d", task->pid);
+        if (list_task(rounds, rounds->tasks[i], err) < 0)
+            return -1;
     }
     rounds->current = 0;
     rounds->phase = CATCHING_UP;
     rounds->bytes_per_sec = 0; /* nobody is to stand still for long */
     link_source_ready(rounds->sender->link, &rounds->source);
     return 0;
+}
+
+static bool is_to_be_hidden(const struct round_task *task)
+{
+    return task->seen && follower_hides(&task->follower);
+}
+
+char *rounds_hide(struct rounds *rounds)
+{
+    enum { DIGITS = 12 };
+    char *text = malloc(rounds->count * DIGITS + 1);
+    size_t used = 0;
+    for (size_t i = 0; text && i < rounds->count; i++) {
+        struct round_task *task = rounds->tasks[i];
+        task->hidden = is_to_be_hidden(task);
+        if (task->hidden)
+            used += (size_t)snprintf(text + used, DIGITS + 1, "%s%d", used ? "," : "", task->pid);
+    }
+    if (used > 0)
+        return text;
+    free(text);
+    return NULL;
+}
+
+bool rounds_hides(const struct rounds *rounds)
+{
+    for (size_t i = 0; i < rounds->count; i++) {
+        if (is_to_be_hidden(rounds->tasks[i]))
+            return true;
+    }
+    return false;
 }
 
 /* ---- rounds ---- */
@@ -619,7 +697,7 @@ int rounds_begin(struct rounds *rounds, struct error *err)
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "the tasks of process %d", rounds->root);
     stats->since_usec = stats->round++ ? now - rounds->began_usec : 0;
-    stats->tasks = stats->skipped = 0;
+    stats->tasks = stats->skipped = stats->compared = 0;
     stats->written_pages = 0;
     rounds->began_usec = now;
     for (size_t i = 0; i < rounds->count; i++) {
@@ -667,6 +745,7 @@ struct rounds *rounds_new(struct sender *sender, const struct rounds_request *re
     rounds->sender = sender;
     rounds->root = request->root;
     rounds->bytes_per_sec = request->bytes_per_sec;
+    rounds->kind = request->kind;
     rounds->will_verify = request->verify;
     rounds->ops = ops;
     rounds->user = user;

@@ -9,30 +9,35 @@
  *        └───────────────────────────── again, as long as it pays ───────────────────────┘
  *   (freeze)  rounds_list() ──▶ every task: which pages exist ──▶ sent
  *
- * A page that is written while it is read comes again in the next round, and what was written
- * behind the last one is criu's to send: it is shown those pages (criu/scan_filter.c).  Tasks that
- * cannot be followed are left to criu whole, and so are private mappings of files.
+ * A page that is written while it is read comes again in the next round.  What was written behind
+ * the last one is criu's to send, which is shown only those pages (criu/scan_filter.c), or, of a
+ * task that is compared (task/follow.h), sent here, and criu is shown none.  Tasks that cannot be
+ * followed are left to criu whole.
  *
  * On the loop's thread; over() is called from the loop.
  */
 #include "migrate/sender.h"
+#include "task/follow.h"
 
 struct rounds;
 
 struct rounds_stats {
-    unsigned round;          /* the latest, counted from 1 */
-    uint64_t written_pages;  /* found written at its beginning */
-    uint64_t since_usec;     /* within that time: since the round before began; 0 in the first */
-    uint64_t usec;           /* it took */
-    uint64_t bytes;          /* of memory, all rounds */
-    uint64_t zero_pages;     /* found and not sent, all rounds */
-    uint64_t stopped_nsec;   /* the longest that a thread was stopped for */
-    unsigned tasks, skipped; /* followed; left to criu */
-    struct error reason;     /* why the latest of those was left */
+    unsigned round;            /* the latest, counted from 1 */
+    uint64_t written_pages;    /* found written, as far as it has come */
+    uint64_t since_usec;       /* within that time: since the round before began; 0 in the first */
+    uint64_t usec;             /* it took */
+    uint64_t bytes;            /* of memory, all rounds */
+    uint64_t zero_pages;       /* found and not sent, all rounds */
+    uint64_t stopped_nsec;     /* the longest that a thread was stopped for */
+    unsigned tasks, skipped;   /* followed; left to criu */
+    struct error reason;       /* why the latest of those was left */
+    unsigned compared;         /* of the tasks: all of their memory is read each time */
+    struct error why_compared; /* why one was not followed in a better way; "": it was not wanted */
 };
 
 struct rounds_request {
     pid_t root;
+    enum follow_kind kind;
     uint64_t bytes_per_sec; /* at most, while the tasks run; 0: no limit */
     bool verify;            /* rounds_verify() will be called */
 };
@@ -51,6 +56,17 @@ struct rounds *rounds_free(struct rounds *rounds);
 
 /* Looks what was written and starts sending it.  0, or -1 with *err set. */
 int rounds_begin(struct rounds *rounds, struct error *err);
+
+/*
+ * Tasks of which criu must be shown nothing, because all that exists of them in the freeze is read
+ * and compared here: their numbers, "12,15", to be freed; NULL: there are none.  No round begins
+ * any more.
+ */
+char *rounds_hide(struct rounds *rounds);
+
+/* Whether there are such tasks.  They can be listed only when criu has done with them: for a moment
+ * there is code of criu's own in them. */
+bool rounds_hides(const struct rounds *rounds);
 
 /* The tasks stand still: sends which pages exist.  Before sender_finish().  0, or -1 with *err. */
 int rounds_list(struct rounds *rounds, struct error *err);

@@ -24,9 +24,9 @@ enum {
 };
 
 /* An entry of the file, see Documentation/admin-guide/mm/pagemap.rst. */
-#define ENTRY_FRAME   ((1ull << 55) - 1)
-#define ENTRY_GUARD   (1ull << 58)
-#define ENTRY_FILE    (1ull << 61)
+#define ENTRY_FRAME ((1ull << 55) - 1)
+#define ENTRY_GUARD (1ull << 58)
+#define ENTRY_FILE (1ull << 61)
 #define ENTRY_SWAPPED (1ull << 62)
 #define ENTRY_PRESENT (1ull << 63)
 

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "task/follow.h"
+
+struct follow_way {
+    const char *name;
+    bool hides;
+    int (*open)(struct follower *follower, struct error *err);
+    void (*close)(struct follower *follower);
+    int (*scan)(struct follower *follower, struct page_runs *runs);
+    int (*scan_missed)(struct follower *follower, const struct page_runs *missed,
+                       struct page_runs *runs);                                 /* NULL: no need */
+    bool (*wants)(struct follower *follower, uint64_t vaddr, const void *page); /* NULL: all */
+    int (*list)(struct follower *follower, struct page_runs *list, struct page_runs *runs);
+};
+
+enum { SCAN_TRIES = 100 };
+
+/* Looks at one area; of one that it cannot tell about (-EOPNOTSUPP) criu sends everything. */
+typedef int look_fn(void *with, const struct memory_area *area, struct page_runs *runs);
+
+static int look_at_area(look_fn *look, void *with, const struct memory_area *area,
+                        struct page_runs *runs)
+{
+    int r;
+    unsigned tries = SCAN_TRIES;
+    do {
+        r = look(with, area, runs);
+    } while (r == -EAGAIN && --tries > 0);
+    return r == -EOPNOTSUPP ? 0 : r;
+}
+
+enum areas { AREAS_ANONYMOUS = 1, AREAS_OF_FILES = 2 };
+
+static int look_at_areas(pid_t pid, unsigned which, look_fn *look, void *with,
+                         struct page_runs *runs)
+{
+    struct memory_map map;
+    int r = memory_map_read(pid, &map);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < map.count && r == 0; i++) {
+        const struct memory_area *area = &map.areas[i];
+        if (area->kind == AREA_PRIVATE &&
+            which & (area->anonymous ? AREAS_ANONYMOUS : AREAS_OF_FILES))
+            r = look_at_area(look, with, area, runs);
+    }
+    memory_map_free(&map);
+    return r;
+}
+
+/* ---- uffd-wp ---- */
+
+static int look_scan(void *with, const struct memory_area *area, struct page_runs *runs)
+{
+    return tracker_scan(with, area, runs);
+}
+
+static int look_list(void *with, const struct memory_area *area, struct page_runs *runs)
+{
+    return tracker_list(with, area, runs);
+}
+
+static int look_list_tracked(void *with, const struct memory_area *area, struct page_runs *runs)
+{
+    return tracker_list_tracked(with, area, runs);
+}
+
+static int uffd_open(struct follower *follower, struct error *err)
+{
+    return tracker_open(&follower->tracker, follower->pid, err);
+}
+
+static void uffd_close(struct follower *follower)
+{
+    tracker_close(&follower->tracker);
+}
+
+static int uffd_scan(struct follower *follower, struct page_runs *runs)
+{
+    return look_at_areas(follower->pid, AREAS_ANONYMOUS, look_scan, &follower->tracker, runs);
+}
+
+/*
+ * What could not be read is protected all the same, and no scan would tell of it again: what of it
+ * exists now is to be sent.  Mostly nothing, for it has been unmapped.
+ */
+static int uffd_scan_missed(struct follower *follower, const struct page_runs *missed,
+                            struct page_runs *runs)
+{
+    int r = 0;
+    for (size_t i = 0; i < missed->count && r == 0; i++) {
+        const struct page_run *run = &missed->list[i];
+        struct memory_area area = {.start = run->start,
+                                   .end = run->start + run->pages * PAGE_BYTES,
+                                   .anonymous = run->anonymous};
+        r = look_at_area(look_list, &follower->tracker, &area, runs);
+    }
+    return r;
+}
+
+/*
+ * Pages of private mappings of files are criu's, but for what has been registered because it was
+ * something else a moment before: criu is not shown that, so it is read now.
+ */
+static int uffd_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+{
+    struct tracker *tracker = &follower->tracker;
+    int r = look_at_areas(follower->pid, AREAS_ANONYMOUS, look_list, tracker, list);
+    if (r == 0)
+        r = look_at_areas(follower->pid, AREAS_OF_FILES, look_list_tracked, tracker, list);
+    if (r == 0)
+        r = look_at_areas(follower->pid, AREAS_OF_FILES, look_list_tracked, tracker, runs);
+    return r;
+}
+
+/* ---- compare ---- */
+
+static int look_exist(void *with, const struct memory_area *area, struct page_runs *runs)
+{
+    return page_table_list(with, area, runs);
+}
+
+/* The table is opened each time: the process may have another memory than before. */
+static int list_all(pid_t pid, struct page_runs *runs)
+{
+    struct page_table table;
+    int r = page_table_open(&table, pid);
+    if (r < 0)
+        return r;
+    r = look_at_areas(pid, AREAS_ANONYMOUS | AREAS_OF_FILES, look_exist, &table, runs);
+    page_table_close(&table);
+    return r;
+}
+
+static int compare_open(struct follower *follower, struct error *err)
+{
+    struct page_table table;
+    int r = page_table_open(&table, follower->pid);
+    page_table_close(&table);
+    return r < 0 ? error_set_errno(err, r == -ESRCH ? FAILURE_NOT_FOUND : FAILURE_SYSTEM, r,
+                                   "/proc/%d/pagemap", follower->pid)
+                 : 0;
+}
+
+static void compare_close(struct follower *follower)
+{
+    page_hashes_free(&follower->hashes);
+}
+
+static int compare_scan(struct follower *follower, struct page_runs *runs)
+{
+    page_hashes_begin(&follower->hashes);
+    return list_all(follower->pid, runs);
+}
+
+static bool compare_wants(struct follower *follower, uint64_t vaddr, const void *page)
+{
+    return page_hashes_note(&follower->hashes, vaddr, page);
+}
+
+static int compare_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+{
+    page_runs_free(runs);
+    int r = list_all(follower->pid, list);
+    for (size_t i = 0; i < list->count && r == 0; i++)
+        r = page_runs_add(runs, list->list[i].start, list->list[i].pages, list->list[i].anonymous);
+    return r;
+}
+
+/* ---- the ways ---- */
+
+/* The best comes first. */
+static const struct {
+    enum follow_kind kind;
+    struct follow_way way;
+} ways[] = {
+    {FOLLOW_UFFD_WP,
+     {.name = "uffd-wp",
+      .open = uffd_open,
+      .close = uffd_close,
+      .scan = uffd_scan,
+      .scan_missed = uffd_scan_missed,
+      .list = uffd_list}},
+    {FOLLOW_COMPARE,
+     {.name = "compare",
+      .hides = true,
+      .open = compare_open,
+      .close = compare_close,
+      .scan = compare_scan,
+      .wants = compare_wants,
+      .list = compare_list}},
+};
+
+int follower_open(struct follower *follower, pid_t pid, enum follow_kind kind, struct error *err)
+{
+    *err = (struct error){0};
+    for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+        if (kind != FOLLOW_AUTO && kind != ways[i].kind)
+            continue;
+        *follower = (struct follower){.pid = pid};
+        if (ways[i].way.open(follower, err) == 0) {
+            follower->way = &ways[i].way;
+            return 0;
+        }
+        if (err->code == FAILURE_NOT_FOUND)
+            break;
+    }
+    return -1;
+}
+
+void follower_close(struct follower *follower)
+{
+    if (follower->way)
+        follower->way->close(follower);
+    follower->way = NULL;
+}
+
+bool follower_hides(const struct follower *follower)
+{
+    return follower->way && follower->way->hides;
+}
+
+const char *follower_name(const struct follower *follower)
+{
+    return follower->way ? follower->way->name : "";
+}
+
+uint64_t follower_stopped_nsec(const struct follower *follower)
+{
+    return follower->tracker.stopped_nsec;
+}
+
+int follower_scan(struct follower *follower, struct page_runs *runs)
+{
+    return follower->way->scan(follower, runs);
+}
+
+int follower_scan_missed(struct follower *follower, const struct page_runs *missed,
+                         struct page_runs *runs)
+{
+    return follower->way->scan_missed ? follower->way->scan_missed(follower, missed, runs) : 0;
+}
+
+bool follower_wants(struct follower *follower, uint64_t vaddr, const void *page)
+{
+    return !follower->way->wants || follower->way->wants(follower, vaddr, page);
+}
+
+int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+{
+    return follower->way->list(follower, list, runs);
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Following the private memory of a running process, in one of several ways:
+ *
+ *              between two rounds                    in the freeze
+ *   uffd-wp    the kernel tells what was written     the same, and criu sends that
+ *   compare    all is read; sent is what differs     the same: criu is shown none of it
+ *              from what was sent before
+ *
+ * uffd-wp costs the process a fault per page and round, and us next to nothing; it wants Linux 6.7,
+ * and is for anonymous memory (task/tracker.h).  compare wants nothing of the kernel, and reads all
+ * memory each time, also while the process stands still.  What it says is right for the memory of
+ * files too, because it goes by what is there.
+ *
+ * A way that hides: criu is shown nothing of the process (criu/scan_filter.c), and everything that
+ * criu would have found is told by follower_list() and has to be sent.
+ *
+ * On any one thread.
+ */
+#include "base/error.h"
+#include "task/page_hashes.h"
+#include "task/tracker.h"
+
+enum follow_kind { FOLLOW_AUTO, FOLLOW_UFFD_WP, FOLLOW_COMPARE };
+
+struct follow_way;
+
+struct follower {
+    const struct follow_way *way; /* NULL: closed */
+    pid_t pid;
+    struct tracker tracker;    /* uffd-wp */
+    struct page_hashes hashes; /* compare */
+};
+
+/*
+ * Begins to follow a process.  FOLLOW_AUTO: in the best way that works; then *err, whose text is
+ * otherwise "", tells why not in a better one.  0, or -1 with *err set: the process has gone
+ * (FAILURE_NOT_FOUND), or it cannot be followed so.
+ */
+int follower_open(struct follower *follower, pid_t pid, enum follow_kind kind, struct error *err);
+void follower_close(struct follower *follower); /* also one that is closed */
+
+/* Whether criu must not be shown what this process has. */
+bool follower_hides(const struct follower *follower);
+
+/* "uffd-wp" */
+const char *follower_name(const struct follower *follower);
+
+/* How long a thread stood still for the opening. */
+uint64_t follower_stopped_nsec(const struct follower *follower);
+
+/* Adds what is to be read and, where follower_wants() it, sent.  0, -ESRCH when this memory has
+ * gone (and the process may have another), or another negative errno. */
+int follower_scan(struct follower *follower, struct page_runs *runs);
+
+/* The same for what was told by the last scan and could not be read. */
+int follower_scan_missed(struct follower *follower, const struct page_runs *missed,
+                         struct page_runs *runs);
+
+/* Whether this page, which has just been read, has to be sent; it counts as sent from now on. */
+bool follower_wants(struct follower *follower, uint64_t vaddr, const void *page);
+
+/* The process stands still: what exists that was sent, or will be, through this follower; and what
+ * is to be read now.  0 or a negative errno. */
+int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs);
