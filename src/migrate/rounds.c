@@ -235,7 +235,7 @@ enum page_fate { PAGE_AS_IT_WAS, PAGE_OF_ZEROS, PAGE_TO_SEND };
 static enum page_fate judge_page(struct round_task *task, uint64_t vaddr, bool anonymous,
                                  const uint8_t *page)
 {
-    if (!follower_wants(&task->follower, vaddr, page))
+    if (!follower_wants(&task->follower, vaddr, anonymous, page))
         return PAGE_AS_IT_WAS;
     return anonymous && is_zero(page) ? PAGE_OF_ZEROS : PAGE_TO_SEND;
 }

@@ -8,8 +8,9 @@ struct follow_way {
     void (*close)(struct follower *follower);
     int (*scan)(struct follower *follower, struct page_runs *runs);
     int (*scan_missed)(struct follower *follower, const struct page_runs *missed,
-                       struct page_runs *runs);                                 /* NULL: no need */
-    bool (*wants)(struct follower *follower, uint64_t vaddr, const void *page); /* NULL: all */
+                       struct page_runs *runs); /* NULL: no need */
+    bool (*wants)(struct follower *follower, uint64_t vaddr, bool anonymous,
+                  const void *page); /* NULL: all */
     int (*list)(struct follower *follower, struct page_runs *list, struct page_runs *runs);
 };
 
@@ -153,9 +154,10 @@ static int compare_scan(struct follower *follower, struct page_runs *runs)
     return list_all(follower->pid, runs);
 }
 
-static bool compare_wants(struct follower *follower, uint64_t vaddr, const void *page)
+static bool compare_wants(struct follower *follower, uint64_t vaddr, bool anonymous,
+                          const void *page)
 {
-    return page_hashes_note(&follower->hashes, vaddr, page);
+    return page_hashes_note(&follower->hashes, vaddr, anonymous, page);
 }
 
 static int compare_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
@@ -241,9 +243,9 @@ int follower_scan_missed(struct follower *follower, const struct page_runs *miss
     return follower->way->scan_missed ? follower->way->scan_missed(follower, missed, runs) : 0;
 }
 
-bool follower_wants(struct follower *follower, uint64_t vaddr, const void *page)
+bool follower_wants(struct follower *follower, uint64_t vaddr, bool anonymous, const void *page)
 {
-    return !follower->way->wants || follower->way->wants(follower, vaddr, page);
+    return !follower->way->wants || follower->way->wants(follower, vaddr, anonymous, page);
 }
 
 int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)

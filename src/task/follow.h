@@ -59,7 +59,7 @@ int follower_scan_missed(struct follower *follower, const struct page_runs *miss
                          struct page_runs *runs);
 
 /* Whether this page, which has just been read, has to be sent; it counts as sent from now on. */
-bool follower_wants(struct follower *follower, uint64_t vaddr, const void *page);
+bool follower_wants(struct follower *follower, uint64_t vaddr, bool anonymous, const void *page);
 
 /* The process stands still: what exists that was sent, or will be, through this follower; and what
  * is to be read now.  0 or a negative errno. */

@@ -80,13 +80,13 @@ static struct hash_chunk *get_chunk(struct page_hashes *hashes, uint64_t start)
     return add_chunk(hashes, hashes->last, start);
 }
 
-bool page_hashes_note(struct page_hashes *hashes, uint64_t vaddr, const void *page)
+bool page_hashes_note(struct page_hashes *hashes, uint64_t vaddr, bool anonymous, const void *page)
 {
     uint64_t number = vaddr / PAGE_BYTES % CHUNK_PAGES;
     struct hash_chunk *chunk = get_chunk(hashes, vaddr - number * PAGE_BYTES);
     if (!chunk)
         return true;
-    uint64_t hash = XXH3_64bits_withSeed(page, PAGE_BYTES, hashes->seed);
+    uint64_t hash = XXH3_64bits_withSeed(page, PAGE_BYTES, hashes->seed + anonymous);
     hash += hash == 0; /* 0 is for those that were not sent */
     bool differs = chunk->hashes[number] != hash;
     chunk->hashes[number] = hash;

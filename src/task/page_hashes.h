@@ -23,7 +23,10 @@ struct page_hashes {
  * more. */
 void page_hashes_begin(struct page_hashes *hashes);
 
-/* Notes that a page is sent.  Whether it has to be: false when it is as it was.  Where there is no
- * memory to note it, true. */
-bool page_hashes_note(struct page_hashes *hashes, uint64_t vaddr, const void *page);
+/*
+ * Notes that a page is sent.  Whether it has to be: false when it is as it was, in an area of the
+ * same sort, for zeros are sent in another way where the memory is anonymous.  Where there is no
+ * memory to note it, true.
+ */
+bool page_hashes_note(struct page_hashes *hashes, uint64_t vaddr, bool anonymous, const void *page);
 void page_hashes_free(struct page_hashes *hashes);
