@@ -75,7 +75,7 @@ def test_churn_is_right_by_itself(hosts):
     churn.check_all(hosts[0])
     assert process.wait(40) == 0, churn.face().text
     face = churn.face()
-    assert face.state == "ended" and face.forks > 5 and face.execs > 2, face.__dict__
+    assert face.state == "ended" and face.forks > 1 and face.execs > 1, face.__dict__
 
 
 PAGE = 4096
@@ -200,6 +200,9 @@ def test_cancelled_in_the_midst(between):
             continue
         # Or it had not come as far as to care for signals.
         assert migrate.process.returncode in (ABORTED, REFUSED, -signal.SIGINT), (out, err)
+        for lock in between.here.host.path("/run/godwit").glob("migrate-*.lock"):
+            assert migrate.process.returncode == -signal.SIGINT
+            lock.unlink()
         churn.runs_on(between.here.host)
         churn.check_all(between.here.host)
         between.nothing_left()
