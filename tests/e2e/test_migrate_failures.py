@@ -571,10 +571,10 @@ def filling_case(name, strike_it):
     """Something happens to a migration of which the process runs already, and part of its memory is still to come."""
 
     def case(lane):
-        pid, out = lane.spawn(64, dirty=20)
+        pid, out = lane.spawn(64, dirty=5)
         lane.man.arm()
-        migrate = lane.migrate(pid)
-        testbed.wait_for(lambda: "filling" in lane.snapshots().values() or migrate.poll() is not None, 15, "the fill", every=0.001)
+        migrate = lane.migrate(pid, "--max-rounds", "1")
+        testbed.wait_for(lambda: "filling" in lane.snapshots().values() or migrate.poll() is not None, 40, "the fill", every=0.001)
         hit = "filling" in lane.snapshots().values()
         strike_it(lane, migrate)
         killed = migrate.wait(20) == -signal.SIGKILL
