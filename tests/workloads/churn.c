@@ -41,9 +41,10 @@
 #define BACKING_PAGES 512
 #define BOARD_PAGES 64
 #define STACK_PAGES 48
-#define CHUNK 256         /* pages checked between two looks at the world */
-#define LOOKED_ON_MAX 1e8 /* ns: what was missed while frozen is not made up for */
-#define OVERDUE_NS 30000000
+#define CHUNK 256          /* pages checked between two looks at the world */
+#define LOOKED_ON_MAX 1e8  /* ns: what was missed while frozen is not made up for */
+#define GAP_NS 20000000    /* whoever was away for so long may have been frozen, */
+#define REST_NS 300000000  /* and rests */
 #define ARGUMENT_BYTES 600 /* of the state that is handed to the next program */
 #define ARGUMENTS_MAX 80
 #define LETTER_BYTES 6000 /* of its environment */
@@ -620,8 +621,8 @@ static void maybe_exec(struct worker *w)
 
     if (depth > 0 || options.exec_ms == 0 || w->number != executions % options.threads || asked())
         return;
-    if (now > next_exec + OVERDUE_NS && !options.hasty)
-        next_exec = now + OVERDUE_NS;
+    if (now > w->last_ns + GAP_NS && !options.hasty && next_exec < now + REST_NS)
+        next_exec = now + REST_NS;
     if (now > next_exec)
         exec_self();
 }
