@@ -49,7 +49,6 @@ struct incoming {
     unsigned attempts;
     bool dropping, criu_failed, again;
     bool orphaned; /* the keeper was killed, and criu works on: only its hook tells of it */
-    bool settled;  /* the source knows that it runs here */
     char log[PATH_MAX], directory[PATH_MAX];
 };
 
@@ -119,6 +118,7 @@ static void remove_directory(int workdir, const char *name, bool keep_log)
     if (dirfd < 0)
         return;
     unlinkat(dirfd, "stats-restore", 0);
+    unlinkat(dirfd, "lazy-pages.socket", 0);
     if (!keep_log)
         unlinkat(dirfd, "restore.log", 0);
     close_fd(dirfd);
@@ -233,7 +233,7 @@ static void incoming_check_fill(struct incoming *incoming)
                  (unsigned long long)view.faults);
     snapshot_remove_images(snapshot);
     incoming_remove_directory(incoming);
-    if (incoming->settled)
+    if (snapshot->settled)
         incoming_over(incoming, true);
 }
 
@@ -544,10 +544,11 @@ void incoming_settled(struct cache *cache, struct snapshot *snapshot)
         snapshot_remove(snapshot);
         return;
     }
-    incoming->settled = true;
+    snapshot->settled = true;
     if (incoming->keeper == 0 && !snapshot->filling)
         incoming_over(incoming, true);
-    /* Else criu has to end, and its memory to come. */
+    else /* criu has to end, or its memory to come */
+        cache_set_state(cache, snapshot, SNAPSHOT_RESTORED);
 }
 
 bool incoming_link_down(struct cache *cache, struct snapshot *snapshot)
@@ -693,10 +694,10 @@ void incomings_load(struct cache *cache)
         if (!s->restore || s->state == SNAPSHOT_READY)
             continue;
         struct incoming *incoming = incoming_new(cache, s);
-        if (incoming && s->state == SNAPSHOT_RESTORED)
-            incoming_finished(incoming);
         log_info(&cache->daemon.log, "snapshot %s: of an earlier image-cache, %s", s->id,
                  snapshot_state_name(s->state));
+        if (incoming && s->state == SNAPSHOT_RESTORED)
+            incoming_finished(incoming); /* which may be the end of both */
     }
 }
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 
 #include "pager/leader.h"
 
@@ -189,8 +190,17 @@ static void look_after(struct pager *pager)
         pager->probe_usec = now_usec() + IDLE_MSEC * USEC_PER_MSEC;
 }
 
+/* The snapshot has been removed, and nobody will ever connect. */
+static bool is_forgotten(const struct pager *pager)
+{
+    struct stat st;
+    return pager->book->listener >= 0 && fstat(pager->book->state_fd, &st) == 0 && st.st_nlink == 0;
+}
+
 static bool nothing_left(const struct pager *pager)
 {
+    if (is_forgotten(pager))
+        return true;
     if (!pager->book->finished && pager->state->phase != PAGER_FAILED)
         return false;
     if (pager->book->listener >= 0)

@@ -242,8 +242,8 @@ static void snapshot_print_about(const struct snapshot *snapshot, FILE *out)
             snapshot->images, snapshot->host, snapshot->command);
     if (!snapshot->restore)
         return;
-    fprintf(out, "restore=1\nlazy=%d\ntold_prepared=%d\ntoken=%llu\n", snapshot->lazy,
-            snapshot->told_prepared, (unsigned long long)snapshot->token);
+    fprintf(out, "restore=1\nlazy=%d\nsettled=%d\ntold_prepared=%d\ntoken=%llu\n", snapshot->lazy,
+            snapshot->settled, snapshot->told_prepared, (unsigned long long)snapshot->token);
     for (char **option = snapshot->options; option && *option; option++)
         fprintf(out, "option=%s\n", *option);
 }
@@ -384,6 +384,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         snapshot->restore = number;
     else if (strcmp(line, "lazy") == 0)
         snapshot->lazy = number;
+    else if (strcmp(line, "settled") == 0)
+        snapshot->settled = number;
     else if (strcmp(line, "told_prepared") == 0)
         snapshot->told_prepared = number;
     else if (strcmp(line, "token") == 0)

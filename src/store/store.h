@@ -56,6 +56,7 @@ struct snapshot {
     bool restore;                 /* by a migration: restored without being asked for */
     bool lazy;                    /* and it starts before its memory is filled in (src/pager) */
     bool filling;       /* RESTORED: it runs, and the pager is at work; not written down */
+    bool settled;       /* RESTORED: the source knows */
     bool told_prepared; /* and the source may have heard that it is prepared */
     char **options;     /* for that criu restore, ended by NULL; NULL: none */
     uint64_t token;     /* of that restore's hook */

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "task/tracker.h"
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 
 #include "task/inject.h"
@@ -12,9 +14,21 @@ enum {
     FEATURE_ASYNC = 1 << 15,
 };
 
+/* As linux/fs.h has it from 6.11 on. */
+struct map_query {
+    uint64_t size, flags, address, start, end, vma_flags, page_bytes, offset, inode;
+    uint32_t dev_major, dev_minor, name_size, build_id_size;
+    uint64_t name, build_id;
+};
+
+#define QUERY _IOWR('f', 17, struct map_query)
+
 int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
 {
-    *tracker = (struct tracker){.uffd = -EBADF};
+    char path[32];
+    *tracker = (struct tracker){.uffd = -EBADF, .maps = -EBADF};
+    snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+    tracker->maps = open(path, O_RDONLY | O_CLOEXEC);
     int r = page_table_open(&tracker->table, pid);
     if (r < 0)
         return error_set_errno(err, r == -ESRCH ? FAILURE_NOT_FOUND : FAILURE_SYSTEM, r,
@@ -38,6 +52,7 @@ int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
 void tracker_close(struct tracker *tracker)
 {
     tracker->uffd = close_fd(tracker->uffd);
+    tracker->maps = close_fd(tracker->maps);
     page_table_close(&tracker->table);
 }
 
@@ -62,6 +77,17 @@ static int scan(struct tracker *tracker, const struct memory_area *area, uint64_
     return r < 0 ? r : check_alive(tracker);
 }
 
+/* Whether the area is still one by itself, with these bounds; a kernel that cannot tell is
+ * believed.
+ */
+static bool is_as_it_was(const struct tracker *tracker, const struct memory_area *area)
+{
+    struct map_query query = {.size = sizeof(query), .address = area->start};
+    if (ioctl(tracker->maps, QUERY, &query) < 0)
+        return errno == ENOTTY;
+    return query.start == area->start && query.end == area->end;
+}
+
 int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)
 {
     int r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, PAGE_WRITTEN, runs);
@@ -71,6 +97,8 @@ int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct
      * Some of it is new since the last scan.  What the kernel says of its pages does not count:
      * those that mremap() has moved may be protected from where they were (before Linux 6.13).
      */
+    if (!is_as_it_was(tracker, area))
+        return scan(tracker, area, 0, 0, runs); /* and criu is shown what is not registered */
     struct uffdio_register ask = {
         .range = {area->start, area->end - area->start},
         .mode = UFFDIO_REGISTER_MODE_WP,

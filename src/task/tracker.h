@@ -12,6 +12,11 @@
  * the scan before.  What is not reported is either as it was, or does not exist any more: which
  * pages exist is told by tracker_list().
  *
+ * Where an area that is registered ends, the kernel does not join another to it, and mremap() moves
+ * no two at once.  So an area is registered only if it is still as it was when the map was read; it
+ * is for the process to notice that memory which it maps later, beside that, stays an area of its
+ * own.
+ *
  * For anonymous memory only.  Where a protected page of a private mapping of a file is dropped
  * (MADV_DONTNEED), the kernel leaves a note that counts as a page that is swapped out and has not
  * been written; what is there is the file's content, and no scan tells that it has changed.
@@ -27,6 +32,7 @@
 
 struct tracker {
     int uffd;
+    int maps; /* /proc/PID/maps, to be asked about single areas */
     struct page_table table;
     uint64_t stopped_nsec; /* how long a thread stood still for tracker_open() */
 };
