@@ -209,6 +209,8 @@ static const struct rule {
     {TREE_OBJECT, "object", NULL, NULL, 0, "no object of the kernel that CRIU does not know",
      "has something of the kernel's open that CRIU cannot take along",
      "start it so that it does without (io_uring: sysctl kernel.io_uring_disabled=2)"},
+    {TREE_TRACED, "trace", NULL, NULL, 0, "nobody traces it", "is traced: criu cannot stop it",
+     "end the debugger, or have it let go"},
     {TREE_LIMITS, "limits", NULL, NULL, 0, "its limits can be read",
      "runs as another user, and its limits may not be read without CAP_SYS_RESOURCE: criu would "
      "fail to dump it",

@@ -452,6 +452,15 @@ static void look_at_memory(struct look *look, int process)
         fclose(status);
 }
 
+static void look_at_tracer(struct look *look, pid_t pid)
+{
+    char what[48];
+    pid_t tracer = task_tracer(pid);
+    snprintf(what, sizeof(what), "by process %d", tracer);
+    if (tracer > 0)
+        add_trait(look->tree, TREE_TRACED, pid, (uint64_t)tracer, what);
+}
+
 static void look_at_limits(struct look *look, pid_t pid)
 {
     struct rlimit limit;
@@ -507,6 +516,7 @@ static void look_at_process(struct look *look, pid_t pid)
         return;
     look_at_entries(look, process, pid, "task", look_at_thread);
     look_at_memory(look, process);
+    look_at_tracer(look, pid);
     look_at_limits(look, pid);
     remember_network(look, process, pid);
     look_at_mappings(look, process, pid);

@@ -19,6 +19,7 @@
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -592,6 +593,15 @@ static void objects(void **state)
     child_end();
 }
 
+static void traced(void **state)
+{
+    (void)state;
+    pid_t pid = child_start(NULL, NULL);
+    assert_int_equal(ptrace(PTRACE_SEIZE, pid, NULL, NULL), 0);
+    has_problem(pid, "trace", "traced");
+    child_end();
+}
+
 /* Takes a capability from this thread's effective set, or gives it back. */
 static void set_capability(unsigned number, bool on)
 {
@@ -1010,6 +1020,7 @@ int main(void)
         cmocka_unit_test(files),
         cmocka_unit_test(ipc),
         cmocka_unit_test(objects),
+        cmocka_unit_test(traced),
         cmocka_unit_test(another_user),
         cmocka_unit_test(namespaces),
         cmocka_unit_test(many_parts),
