@@ -452,6 +452,23 @@ static void look_at_memory(struct look *look, int process)
         fclose(status);
 }
 
+/* What is missing has no entry in the page tables, and would be taken for zeros. */
+static void look_for_missing(struct look *look, int process, pid_t pid)
+{
+    static const char flags[] = "VmFlags:";
+    char *line = NULL;
+    size_t size = 0;
+    bool found = false;
+    FILE *smaps = open_in(process, "smaps");
+    while (smaps && !found && getline(&line, &size, smaps) > 0)
+        found = strncmp(line, flags, sizeof(flags) - 1) == 0 && strstr(line, " um");
+    free(line);
+    if (smaps)
+        fclose(smaps);
+    if (found)
+        add_trait(look->tree, TREE_FILLING, pid, 0, "");
+}
+
 static void look_at_tracer(struct look *look, pid_t pid)
 {
     char what[48];
@@ -516,6 +533,7 @@ static void look_at_process(struct look *look, pid_t pid)
         return;
     look_at_entries(look, process, pid, "task", look_at_thread);
     look_at_memory(look, process);
+    look_for_missing(look, process, pid);
     look_at_tracer(look, pid);
     look_at_limits(look, pid);
     remember_network(look, process, pid);

@@ -30,9 +30,10 @@ enum tree_trait_kind {
     TREE_GHOST,       /* a file without a name; number: bytes on disk */
     TREE_RENAMED,     /* a file that has a name, but not the one it was opened by */
     TREE_SYSV,        /* shared memory of System V, of our own IPC namespace */
-    TREE_OBJECT, /* a descriptor of the kernel's that has no file, of a kind CRIU does not know */
-    TREE_TRACED, /* somebody traces it; number: who */
-    TREE_LIMITS, /* a task whose resource limits we may not read, nor CRIU */
+    TREE_OBJECT,  /* a descriptor of the kernel's that has no file, of a kind CRIU does not know */
+    TREE_FILLING, /* pages of it are missing, and a userfaultfd's to bring */
+    TREE_TRACED,  /* somebody traces it; number: who */
+    TREE_LIMITS,  /* a task whose resource limits we may not read, nor CRIU */
 };
 
 struct tree_trait {

@@ -8,18 +8,20 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -593,6 +595,25 @@ static void objects(void **state)
     child_end();
 }
 
+/* Registers a page that is missing. */
+static pid_t lacking(void *user)
+{
+    (void)user;
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    struct uffdio_api api = {.api = UFFD_API};
+    void *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_register area = {.range = {(uintptr_t)page, PAGE_BYTES},
+                                   .mode = UFFDIO_REGISTER_MODE_MISSING};
+    return fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &area) < 0;
+}
+
+static void missing_pages(void **state)
+{
+    (void)state;
+    has_problem(child_start(lacking, NULL), "fill", "what is missing would be lost");
+    child_end();
+}
+
 static void traced(void **state)
 {
     (void)state;
@@ -1020,6 +1041,7 @@ int main(void)
         cmocka_unit_test(files),
         cmocka_unit_test(ipc),
         cmocka_unit_test(objects),
+        cmocka_unit_test(missing_pages),
         cmocka_unit_test(traced),
         cmocka_unit_test(another_user),
         cmocka_unit_test(namespaces),
