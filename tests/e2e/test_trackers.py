@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a process is followed where the kernel, or the process, does not let it be followed in the best way.
+
+The workload knows every byte of its memory, as in test_live.py; the kernel is made to lack a feature for godwit and for
+the criu that it starts (workload `lacking`).
+"""
+
+import signal
+
+import pytest
+
+from bed import workload
+from godwit import Running, program
+from live import Between, Churn
+
+KINDS = {
+    "threads": (["--threads", 4, "--mib", 32], 4),
+    "prefork": (["--threads", 1, "--prefork", 2, "--fork-ms", 100, "--exec-ms", 0], 3),
+    "exec": (["--threads", 2, "--mib", 12, "--exec-ms", 250, "--fork-ms", 100], 2),
+}
+
+
+class Lacking(Between):
+    """Two hosts, and a `godwit migrate` for which the kernel lacks features."""
+
+    features = []
+
+    def begin(self, pid, *argv):
+        self.here.host.path("/run/criu.kdat").unlink(missing_ok=True)  # in which criu notes what the kernel has
+        return Running(self.here, [workload("lacking"), *self.features, program(), "migrate", "-W", self.here.workdir, "-t", pid,
+                                   self.there.host.address, "--insecure", "--json", *argv], cwd=self.here.cwd)
+
+
+def warnings(told):
+    return " ".join(line["text"] for line in told.lines if line.get("severity") == "warning")
+
+
+@pytest.fixture
+def lacking(two):
+    return Lacking(*two)
+
+
+def start(between, kind="threads"):
+    arguments, slots = KINDS[kind]
+    return Churn(between.here.host, *arguments, slots=slots)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("features", [["scan"], ["async"]], ids=" ".join)
+def test_kernel_lacks(lacking, features, kind):
+    """The next way is taken, it is said why, and nothing that criu was not shown is missing."""
+    lacking.features = features
+    churn = start(lacking, kind)
+    told = lacking.move(churn, "--verify")
+    assert "--tracker compare" in warnings(told) and "Linux 6.7" in warnings(told)
+    assert "criu has dumped all memory again" not in warnings(told)
+
+
+def test_no_filter(lacking):
+    """criu dumps all of it, and what godwit has copied is right all the same."""
+    churn = start(lacking)
+    told = lacking.move(churn, "--tracker", "compare", "--no-scan-filter", "--verify")
+    assert "criu has dumped all memory again" in warnings(told)
+
+
+def test_only_uffd(lacking):
+    """Where it must not be compared, what cannot be followed is left to criu."""
+    lacking.features = ["async"]
+    churn = start(lacking)
+    told = lacking.move(churn, "--tracker", "uffd-wp")
+    assert "cannot be followed" in warnings(told)
+
+
+def test_one_of_a_tree(lacking):
+    """A process that is stopped by a signal is compared, the others are not."""
+    churn = start(lacking, "prefork")
+    here = lacking.here.host
+    child = here.wait_for(lambda: next((pid for pid in churn.tree(here) if pid != churn.pid), None), 10, "a child")
+    here.kill(child, signal.SIGSTOP)
+    migrate = lacking.begin(churn.pid, "--verify")
+    out, err = migrate.process.communicate(timeout=60)
+    print(out, err)
+    assert migrate.process.returncode == 0, err
+    assert "1 of " in out and "stopped by a signal" in out
+    there = lacking.there.host
+    there.kill(child, signal.SIGCONT)
+    lacking.arrived(churn)
+
+
+def test_unknown(lacking):
+    churn = start(lacking)
+    lacking.here.run("migrate", "-t", churn.pid, lacking.there.host.address, "--tracker", "guess", code=2)
