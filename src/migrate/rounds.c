@@ -640,6 +640,14 @@ int rounds_list(struct rounds *rounds, struct error *err)
     return 0;
 }
 
+/* From now on criu's pages may come. */
+static void keep_what_criu_sends(struct rounds *rounds, const struct round_task *task)
+{
+    struct space *space = sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, false);
+    if (space)
+        space->keep_criu = rounds->will_verify;
+}
+
 static bool is_to_be_hidden(const struct round_task *task)
 {
     return task->seen && follower_hides(&task->follower);
@@ -653,6 +661,7 @@ char *rounds_hide(struct rounds *rounds)
     for (size_t i = 0; text && i < rounds->count; i++) {
         struct round_task *task = rounds->tasks[i];
         task->hidden = is_to_be_hidden(task);
+        keep_what_criu_sends(rounds, task);
         if (task->hidden)
             used += (size_t)snprintf(text + used, DIGITS + 1, "%s%d", used ? "," : "", task->pid);
     }
