@@ -59,7 +59,8 @@ static int write_piece(struct writing *writing, uint64_t vaddr, uint64_t from, u
             return -1;
         done += (uint64_t)n;
     }
-    struct fill_map_entry entry = {vaddr, pages, offset, writing->count++ * 7 % 5};
+    uint64_t round = writing->piece ? writing->count++ * 7 % 5 : 0;
+    struct fill_map_entry entry = {vaddr, pages, offset, round};
     fill_map_add(&writing->map, &entry);
     return 0;
 }

@@ -10,7 +10,7 @@ enum {
     AT_ONCE = 64,              /* pages of one ioctl: 256 KiB */
     BATCH_PAGES = 4 * AT_ONCE, /* of one batch: a fault waits that long */
     AHEAD = 16,                /* pages: behind a fault */
-    SHARE_BEFORE = 8,          /* one part in so many is filled before the task is built */
+    SHARE = 8, /* one part in so many is filled out of order, or before the task is built */
 };
 
 #define RETRY_CHANGING 200ull
@@ -200,10 +200,19 @@ static bool round_before(const struct filler *filler, uint64_t before, uint64_t 
     return found;
 }
 
-static void begin_pass(struct filler *filler)
+/* Whether as much is there as may be taken from all over the space. */
+static bool has_share(const struct filler *filler)
 {
+    uint64_t pages = filler->record->pages;
+    return pages - MIN(filler->missing, pages) >= pages / SHARE;
+}
+
+static void begin_pass(struct filler *filler, bool by_address)
+{
+    filler->by_address = by_address;
     filler->cursor = (struct cursor){0};
-    filler->cursor.passed = !round_before(filler, UINT64_MAX, &filler->cursor.round);
+    if (!by_address)
+        filler->cursor.passed = !round_before(filler, UINT64_MAX, &filler->cursor.round);
 }
 
 int filler_open(struct filler **ret, struct record *record, struct spaces *spaces,
@@ -225,7 +234,7 @@ int filler_open(struct filler **ret, struct record *record, struct spaces *space
         filler->done = sheet_bits(filler->sheet);
         count_missing(filler);
     }
-    begin_pass(filler);
+    begin_pass(filler, has_share(filler));
     *ret = filler;
     return 0;
 }
@@ -377,14 +386,20 @@ static void jobs_done(struct filler *filler, const struct copy_job *jobs, unsign
 
 /* ---- filling ---- */
 
+static void next_round(const struct filler *filler, struct cursor *cursor)
+{
+    cursor->entry = cursor->page = 0;
+    cursor->passed = filler->by_address || !round_before(filler, cursor->round, &cursor->round);
+}
+
 /* The next pages that are missing, in one entry; the cursor moves behind them. */
 static bool next_run(const struct filler *filler, struct cursor *cursor, uint64_t *ret_entry,
                      uint64_t *ret_page, uint64_t *ret_end)
 {
-    for (; !cursor->passed; cursor->passed = !round_before(filler, cursor->round, &cursor->round)) {
+    for (; !cursor->passed; next_round(filler, cursor)) {
         for (; cursor->entry < filler->map.count; cursor->entry++) {
             uint64_t first = filler->first[cursor->entry], end = filler->first[cursor->entry + 1];
-            if (filler->map.entries[cursor->entry].round != cursor->round)
+            if (!filler->by_address && filler->map.entries[cursor->entry].round != cursor->round)
                 continue;
             uint64_t page = find_bit(filler, MAX(first, cursor->page), end, false);
             if (page == end)
@@ -395,7 +410,6 @@ static bool next_run(const struct filler *filler, struct cursor *cursor, uint64_
             cursor->page = *ret_end;
             return true;
         }
-        cursor->entry = cursor->page = 0;
     }
     return false;
 }
@@ -434,13 +448,12 @@ static unsigned make_batch(struct filler *filler, struct copy_job *jobs)
 /* Whether something is to be filled now. */
 static bool wants_filling(const struct filler *filler, bool finished)
 {
-    uint64_t pages = filler->record->pages, filled = pages - MIN(filler->missing, pages);
     if (filler->missing == 0 || filler->gone ||
         (filler->retry_usec && now_usec() < filler->retry_usec))
         return false;
-    if (filler->cursor.passed && filler->stuck)
+    if (filler->by_address && filler->cursor.passed && filler->stuck)
         return false; /* what it lacks now it will always lack */
-    return finished || filled < pages / SHARE_BEFORE;
+    return finished || !has_share(filler);
 }
 
 bool filler_step(struct filler *filler, struct copier *copier, bool finished)
@@ -452,12 +465,14 @@ bool filler_step(struct filler *filler, struct copier *copier, bool finished)
         fill_ahead(filler, finished);
         return true;
     }
+    if (!filler->by_address && has_share(filler))
+        begin_pass(filler, true);
     unsigned count = make_batch(filler, copier->jobs);
     if (count > 0) {
         copier_run(copier, count);
         jobs_done(filler, copier->jobs, count, finished);
-    } else if (filler->cursor.passed && !filler->stuck) {
-        begin_pass(filler);
+    } else if (filler->cursor.passed && !(filler->by_address && filler->stuck)) {
+        begin_pass(filler, true);
     }
     return filler->missing > 0 && !filler->gone && !filler->retry_usec;
 }

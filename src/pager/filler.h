@@ -33,11 +33,15 @@ struct filler {
     uint64_t *done;
     uint64_t missing;
 
-    /* Where filling goes on: rounds from the last to the first, addresses ascending. */
+    /*
+     * Where filling goes on: rounds from the last to the first, until a part of it all is there;
+     * then by address, so that whole pieces of the space can be given back.
+     */
     struct cursor {
         uint64_t round, entry, page; /* number of the page */
         bool passed;                 /* a whole pass is over */
     } cursor;
+    bool by_address;
     /* Numbers of the pages behind the last fault: they are likely the next. */
     uint64_t ahead, ahead_end, ahead_entry;
     uint64_t at_once; /* pages per ioctl: less where areas end */

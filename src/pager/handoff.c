@@ -5,7 +5,7 @@
 
 #include "pager/leader.h"
 
-enum { MESSAGES_AT_ONCE = 64 };
+enum { MESSAGES_AT_ONCE = 64, FDS_WITHOUT_TASKS = 256 };
 
 static void end_handoff(struct pager *pager)
 {
@@ -82,6 +82,22 @@ void handoff_read(struct pager *pager)
     }
 }
 
+void handoff_connected(struct pager *pager)
+{
+    struct book *book = pager->book;
+    int listener = book->listener, workdir = book->workdir;
+    if (book->socket < 0 || listener < 0)
+        return;
+    if (pager->state->phase == PAGER_WAITING)
+        __atomic_store_n(&pager->state->phase, PAGER_FILLING, __ATOMIC_SEQ_CST);
+    pager->state->began_usec = now_usec();
+    unlinkat(workdir, LAZY_SOCKET, 0);
+    __atomic_store_n(&book->workdir, -1, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&book->listener, -1, __ATOMIC_SEQ_CST);
+    close_fd(listener);
+    close_fd(workdir);
+}
+
 void handoff_accept(struct pager *pager)
 {
     struct book *book = pager->book;
@@ -89,14 +105,17 @@ void handoff_accept(struct pager *pager)
     if (fd < 0)
         return;
     __atomic_store_n(&book->socket, fd, __ATOMIC_SEQ_CST);
-    unlinkat(book->workdir, LAZY_SOCKET, 0);
-    int listener = book->listener, workdir = book->workdir;
-    __atomic_store_n(&book->listener, -1, __ATOMIC_SEQ_CST);
-    __atomic_store_n(&book->workdir, -1, __ATOMIC_SEQ_CST);
-    close_fd(listener);
-    close_fd(workdir);
-    pager->state->began_usec = now_usec();
-    if (pager->state->phase == PAGER_WAITING)
-        __atomic_store_n(&pager->state->phase, PAGER_FILLING, __ATOMIC_SEQ_CST);
+    handoff_connected(pager);
     pager_watch(pager, fd, TAG_SOCKET);
+}
+
+/* Before criu is there only a handful is open. */
+void handoff_find(struct book *book)
+{
+    for (int fd = 0; fd < FDS_WITHOUT_TASKS && book->listener >= 0 && book->socket < 0; fd++) {
+        int listens;
+        socklen_t length = sizeof(listens);
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 && !listens)
+            __atomic_store_n(&book->socket, fd, __ATOMIC_SEQ_CST);
+    }
 }

@@ -109,6 +109,7 @@ void pager_open_book(struct pager *pager)
         _exit(1);
     copier_start(&pager->copier);
     pager_watch(pager, book->watched, TAG_STANDBY);
+    handoff_connected(pager);
     if (book->socket >= 0)
         pager_watch(pager, book->socket, TAG_SOCKET);
     else if (book->listener >= 0)

@@ -60,6 +60,13 @@ void record_free(struct pager *pager, unsigned i);
 
 /* handoff.c */
 void handoff_accept(struct pager *pager);
+
+/* What is to be done when criu has connected, as far as it has not been done. */
+void handoff_connected(struct pager *pager);
+
+/* A leader may have died when it had accepted the connection and not yet written down which: to
+ * close that would be to lose what lies in it. */
+void handoff_find(struct book *book);
 void handoff_read(struct pager *pager);
 
 /* The task that is in the book's arrival gets its record. */

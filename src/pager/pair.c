@@ -164,6 +164,7 @@ static bool take_over(struct pager *pager)
     struct book *book = pager->book;
     pager->state->leader = getpid();
     mlock(book, sizeof(*book)); /* the kernel writes there when it must not wait */
+    handoff_find(book);
     sweep(pager);
     return replace_dead(pager);
 }

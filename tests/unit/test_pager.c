@@ -18,10 +18,13 @@
 #include "base/io.h"
 #include "child.h"
 #include "criu/lazy.h"
+#include "pager/leader.h"
 #include "pager/map.h"
 #include "pager/pager.h"
 #include "pager/state.h"
 #include "pager/views.h"
+
+#define PATIENCE_USEC (20 * USEC_PER_SEC)
 
 /* ---- a snapshot: a directory with a work-dir and images ---- */
 
@@ -71,8 +74,9 @@ static bool has_ended(void)
 
 static void wait_until(bool (*done)(void), const char *what)
 {
-    for (unsigned i = 0; !done(); i++) {
-        if (i > 20000) {
+    uint64_t end = now_usec() + PATIENCE_USEC;
+    while (!done()) {
+        if (now_usec() > end) {
             struct pager_view view = look();
             fail_msg("%s: phase %d alive %d, %lu of %lu, %s", what, (int)view.phase, view.alive,
                      view.filled, view.pages, view.text);
@@ -290,7 +294,8 @@ static void must_be_right(void)
 {
     servant_do(&servant, check_all);
     if (world->bad)
-        fail_msg("%lu bad pages, the first %lu", world->bad, world->first_bad);
+        fail_msg("%lu bad pages, the first %lu; phase %d alive %d", world->bad, world->first_bad,
+                 (int)look().phase, look().alive);
 }
 
 /* ---- a process that changes its memory ---- */
@@ -587,15 +592,15 @@ static bool kill_one(int which)
     struct pager_state *shared = mmap(NULL, sizeof(*shared), PROT_READ, MAP_SHARED, fd, 0);
     assert_true(shared != MAP_FAILED);
     pid_t pid = which == LEADER ? shared->leader : shared->standby;
-    bool killed = shared->phase < PAGER_DONE && kill(pid, SIGKILL) == 0;
     uint64_t before = shared->takeovers;
+    bool killed = shared->phase < PAGER_DONE && kill(pid, SIGKILL) == 0;
     munmap(shared, sizeof(*shared));
     close(fd);
     /* Both at once is another matter. */
-    for (unsigned i = 0; killed && i < 20000; i++) {
-        struct pager_view view = look();
-        if (view.takeovers > before || !view.alive)
-            break;
+    uint64_t end = now_usec() + PATIENCE_USEC;
+    while (killed && look().takeovers == before && look().alive) {
+        if (now_usec() > end)
+            fail_msg("no second process");
         usleep(100);
     }
     return killed;
@@ -635,6 +640,63 @@ static void leader_killed(void **state)
     kill_while_it_lives(LEADER, 100);
 }
 
+static void hand_over_at_once(struct orders *orders)
+{
+    hand_over(orders);
+    bool handed = orders->result;
+    finish(orders);
+    orders->result &= handed;
+}
+
+/* While criu connects and says all it has to say. */
+static void killed_at_the_hand_off(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    for (unsigned i = 0; i < 25; i++) {
+        begin_restore();
+        write_images(servant.pid, &random, 100, 20);
+        servant_begin(&servant, hand_over_at_once);
+        for (unsigned k = 0; k < 3; k++) {
+            usleep((useconds_t)(test_random(&random) % 300));
+            kill_one(LEADER);
+        }
+        servant_wait(&servant);
+        assert_true(servant.orders->result);
+        must_be_right();
+        must_end(PAGER_DONE);
+        servant_kill(&servant);
+    }
+}
+
+static void connect_only(struct orders *orders)
+{
+    orders->result = unix_connect_path(world->socket, SOCK_STREAM) >= 0;
+}
+
+/* A leader that has died between the kernel's accept() and its note of it. */
+static void connection_is_found(void **state)
+{
+    (void)state;
+    struct book *book = calloc(1, sizeof(*book));
+    book->listener = unix_listen_at(place.dir, LAZY_SOCKET, SOCK_STREAM);
+    book->socket = -1;
+    assert_true(book->listener >= 0);
+    servant_start(&servant, nothing);
+    handoff_find(book);
+    assert_int_equal(book->socket, -1);
+    must_do(connect_only);
+    int fd = accept4(book->listener, NULL, NULL, SOCK_CLOEXEC);
+    assert_true(fd >= 0);
+    handoff_find(book);
+    assert_int_equal(book->socket, fd);
+    close(fd);
+    close(book->listener);
+    free(book);
+    servant_kill(&servant);
+}
+
 static void standby_killed(void **state)
 {
     (void)state;
@@ -662,9 +724,10 @@ static void both_killed(void **state)
     must_do(hand_over);
     wait_until(has_pages, "a task");
     struct pager_view view = look();
-    kill(servant.pid, SIGKILL); /* or it would run on with zeroes */
-    kill(view.leader, SIGKILL);
+    kill(view.leader, SIGSTOP);
     kill(view.standby, SIGKILL);
+    kill(view.leader, SIGKILL);
+    kill(servant.pid, SIGKILL); /* or it would run on with zeroes */
     wait_until(has_ended, "both");
     view = look();
     assert_true(view.phase < PAGER_DONE && view.filled < view.pages);
@@ -1303,6 +1366,8 @@ int main(void)
         WORLD(lives_while_it_is_filled),
         WORLD(leader_killed),
         WORLD(standby_killed),
+        WORLD(killed_at_the_hand_off),
+        WORLD(connection_is_found),
         WORLD(either_killed),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
