@@ -10,7 +10,9 @@
 
 enum {
     STACK_BYTES = 64 << 10,
-    LOOKS = 50,          /* before it sleeps */
+    LOOKS = 50, /* before it sleeps */
+    LATE_USEC = 1000,
+    ALONE_BATCHES = 32,
     COUNT_MAX = 1 << 16, /* of jobs, in a turn */
 };
 
@@ -93,11 +95,17 @@ void copier_run(struct copier *copier, unsigned count)
     uint32_t batch = copier->batch + 1;
     uint64_t turn = ((uint64_t)batch * COUNT_MAX + count) * COUNT_MAX;
     __atomic_store_n(&copier->turn, turn, __ATOMIC_SEQ_CST);
-    if (copier->helped && count > 1) {
+    if (copier->alone > 0)
+        copier->alone--;
+    else if (copier->helped && count > 1) {
         __atomic_store_n(&copier->batch, batch, __ATOMIC_SEQ_CST);
         futex(&copier->batch, FUTEX_WAKE_PRIVATE, 1);
     }
     take_jobs(copier);
+    uint64_t began = now_usec();
     while ((copied = __atomic_load_n(&copier->copied, __ATOMIC_SEQ_CST)) < count)
         wait_while(&copier->copied, copied);
+    /* A machine with more to do than processors. */
+    if (now_usec() - began > LATE_USEC)
+        copier->alone = ALONE_BATCHES;
 }

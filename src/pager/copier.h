@@ -23,7 +23,8 @@ struct copy_job {
 enum { COPY_JOBS = 16 };
 
 struct copier {
-    bool helped; /* there is a second thread */
+    bool helped;    /* there is a second thread */
+    unsigned alone; /* batches to do without it, because it has kept the first waiting */
     /* Set before a batch. */
     struct copy_job jobs[COPY_JOBS];
     /* Shared. */

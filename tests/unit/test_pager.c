@@ -564,10 +564,10 @@ static void lives_while_it_is_filled(void **state)
     (void)state;
     need_userfaultfd();
     uint64_t random = test_seed();
-    for (unsigned i = 0; i < 12; i++) {
+    for (unsigned i = 0; i < 8; i++) {
         begin_restore();
         world->seed = random;
-        world->steps = 100 + i * 20;
+        world->steps = 60 + i * 15;
         world->threads = 1 + i % THREADS_MAX;
         write_images(servant.pid, &random, i % 2 ? 8 : 100, 20);
         must_do(hand_over);
