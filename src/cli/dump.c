@@ -263,6 +263,25 @@ static int dump_plain(const struct values *values, char **passed, struct error *
     return r;
 }
 
+/* criu takes what is missing for zeros. */
+static int check_memory(pid_t root, struct error *err)
+{
+    pid_t *pids;
+    size_t count, i = 0;
+    if (task_list_tree(root, &pids, &count) < 0)
+        return 0; /* whoever looks next says so */
+    while (i < count && !task_lacks_pages(pids[i]))
+        i++;
+    int r = i == count
+                ? 0
+                : error_set(err, FAILURE_BUSY,
+                            "process %d is still being filled in by a userfaultfd, and what is "
+                            "missing would be lost: wait until it is there (godwit status)",
+                            pids[i]);
+    free(pids);
+    return r;
+}
+
 int command_dump(int argc, char **argv)
 {
     const struct command *command = command_find("dump");
@@ -281,6 +300,8 @@ int command_dump(int argc, char **argv)
         r = error_set(&err, FAILURE_USAGE, "--timeout: at least 1 s");
     if (r == 0 && values.remote && !values.workdir)
         values.workdir = DAEMON_DEFAULT_WORKDIR;
+    if (r == 0)
+        r = check_memory((pid_t)values.pid, &err);
     if (r == 0)
         r = values.remote ? dump_remote(&values, passed, &err) : dump_plain(&values, passed, &err);
     return r < 0 ? command_fail(command, &err) : 0;

@@ -125,10 +125,11 @@ void live_begin(struct godwit_migration *m)
         return;
     }
     m->converge.memory_bytes = m->total_bytes;
-    struct rounds_request request = {.root = m->pid,
-                                     .kind = m->follow,
-                                     .bytes_per_sec = m->bytes_per_sec,
-                                     .verify = m->flags & GODWIT_VERIFY};
+    struct rounds_request request = {
+        .root = m->pid,
+        .kind = m->follow == FOLLOW_AUTO && m->facts.direct ? FOLLOW_COMPARE : m->follow,
+        .bytes_per_sec = m->bytes_per_sec,
+        .verify = m->flags & GODWIT_VERIFY};
     m->rounds = rounds_new(m->sender, &request, &rounds_ops, m);
     struct error err;
     error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "the rounds of copying");

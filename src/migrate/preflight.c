@@ -365,6 +365,7 @@ static void add_tree(struct facts_builder *builder, const struct tree *tree, cha
 {
     if (!builder->failed)
         builder->facts->parts[0]->memory_bytes = tree->memory_bytes;
+    builder->facts->direct = tree->direct;
     for (size_t i = 0; i < tree->pid_count && !tree->other_pid_ns; i++)
         facts_add_pid(builder, tree->pids[i]);
     add_files(builder, tree, !has_option(options, "skip-file-rwx-check", 0), findings);
@@ -401,6 +402,10 @@ static int look_at_process(const struct preflight_request *request, struct findi
                  "process %d, %s: %zu processes, %zu threads, %s of memory", request->pid, command,
                  tree.process_count, tree.pid_count, format_bytes(tree.memory_bytes, size));
     tell_shared_memory(&tree, findings);
+    if (tree.direct)
+        findings_add(findings, WARNING, "direct", "",
+                     "it has a file open with O_DIRECT, by which devices write into its memory, "
+                     "and the kernel does not tell: its memory is compared instead (--tracker)");
     judge_namespaces(&tree, findings);
     for (size_t i = 0; i < ARRAY_SIZE(rules); i++)
         apply_rule(&rules[i], &tree, request->options, findings);

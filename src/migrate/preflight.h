@@ -40,6 +40,7 @@ struct preflight_request {
 struct preflight_facts {
     Godwit__Pb__Facts **parts;
     size_t count;
+    bool direct; /* for this host: devices may write into the process's memory */
 };
 
 enum { PREFLIGHT_PART_BYTES = 48 << 10 };

@@ -33,7 +33,6 @@ struct item {
     struct arena arena;
     struct shadow *shadow;
     struct shadow_run run; /* of a space: where the bytes now arriving belong */
-    uint8_t *list;         /* of a space: a frame of runs or digests that is arriving */
     uint64_t append_at;    /* of an image: the same */
     uint64_t bytes;
     struct digest digest;
@@ -52,6 +51,7 @@ struct receiver {
     uint32_t count, room, open, images, spaces;
     uint64_t bytes;
     uint8_t *sink;
+    uint8_t *list; /* a frame of runs or digests that is arriving: one at a time */
 };
 
 /* ---- items ---- */
@@ -63,7 +63,6 @@ static struct item *item_free(struct item *item)
     item->shadow = shadow_free(item->shadow);
     arena_drop(&item->arena);
     digest_drop(&item->digest);
-    free(item->list);
     free(item->name);
     free(item);
     return NULL;
@@ -195,6 +194,7 @@ struct receiver *receiver_free(struct receiver *receiver)
     snapshot_remove(receiver->snapshot);
     free(receiver->id);
     free(receiver->sink);
+    free(receiver->list);
     free(receiver);
     return NULL;
 }
@@ -381,15 +381,16 @@ static bool is_list(const struct frame *frame)
     return frame->type == FRAME_PAGE_RUNS || frame->type == FRAME_PAGE_SUMS;
 }
 
-static int list_frame_begin(struct item *item, const struct frame *frame, struct error *err)
+static int list_frame_begin(struct receiver *receiver, struct item *item, const struct frame *frame,
+                            struct error *err)
 {
     bool runs = frame->type == FRAME_PAGE_RUNS;
     if (frame->length % (runs ? WIRE_RUN_BYTES : WIRE_SUM_BYTES) || frame->offset != 0 ||
         (runs && frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
         return broken(err, frame, "not runs of pages");
-    if (!item->list)
-        item->list = malloc(WIRE_BULK_MAX);
-    if (!item->list)
+    if (!receiver->list)
+        receiver->list = malloc(WIRE_BULK_MAX);
+    if (!receiver->list)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
     digest_place(&item->digest, frame->flags, frame->length);
     return 0;
@@ -399,7 +400,7 @@ static int take_page_runs(struct receiver *receiver, struct item *item, const st
                           struct error *err)
 {
     for (uint32_t at = 0; at < frame->length; at += WIRE_RUN_BYTES) {
-        uint64_t vaddr = get_le64(item->list + at), pages = get_le64(item->list + at + 8);
+        uint64_t vaddr = get_le64(receiver->list + at), pages = get_le64(receiver->list + at + 8);
         int r = frame->flags == RUNS_ZERO ? shadow_zero(item->shadow, vaddr, pages)
                                           : shadow_list(item->shadow, vaddr, pages);
         if (r == -EINVAL)
@@ -445,7 +446,7 @@ static int take_page_sums(struct receiver *receiver, struct item *item, const st
                           struct error *err)
 {
     for (uint32_t at = 0; at < frame->length; at += WIRE_SUM_BYTES) {
-        const uint8_t *sum = item->list + at;
+        const uint8_t *sum = receiver->list + at;
         uint64_t vaddr = get_le64(sum), pages = get_le64(sum + 8);
         if (pages == 0 || pages > WIRE_SUM_PAGES_MAX || vaddr % PAGE_BYTES)
             return broken(err, frame, "not runs of pages");
@@ -478,9 +479,9 @@ int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, ui
     if (!item)
         return -1;
     if (is_list(frame)) {
-        if (done == 0 && list_frame_begin(item, frame, err) < 0)
+        if (done == 0 && list_frame_begin(receiver, item, frame, err) < 0)
             return -1;
-        *ret_place = item->list + done;
+        *ret_place = receiver->list + done;
         *ret_length = frame->length - done;
         return 0;
     }

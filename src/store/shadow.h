@@ -12,7 +12,7 @@
  * arrival
  *
  * A page that arrives again lands on its old place: the newest wins, nothing is chained, and any
- * number of rounds costs the memory of one.  A chunk costs 2.9 KiB besides its pages, however few.
+ * number of rounds costs the memory of one.  A chunk costs 2.8 KiB besides its pages, however few.
  *
  * Of a page that has come without its content it is known that it is full of zeros, and it takes no
  * room.  In the end a source may list the pages that exist: what is here and not listed is dropped.

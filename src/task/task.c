@@ -144,6 +144,21 @@ pid_t task_inner_pid(pid_t pid)
     return inner;
 }
 
+bool task_lacks_pages(pid_t pid)
+{
+    static const char flags[] = "VmFlags:";
+    char *line = NULL;
+    size_t size = 0;
+    bool lacks = false;
+    FILE *smaps = open_proc(pid, "smaps");
+    while (smaps && !lacks && getline(&line, &size, smaps) > 0)
+        lacks = strncmp(line, flags, sizeof(flags) - 1) == 0 && strstr(line, " um");
+    free(line);
+    if (smaps)
+        fclose(smaps);
+    return lacks;
+}
+
 /* ---- trees ---- */
 
 /* A growing list of process ids, in which those from `next` on have not been looked into. */

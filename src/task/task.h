@@ -41,6 +41,10 @@ pid_t task_tracer(pid_t pid);
 /* Whether a seccomp filter decides over its system calls. */
 bool task_has_seccomp_filter(pid_t pid);
 
+/* Whether pages of it are missing that a userfaultfd is to bring: whoever takes its memory now
+ * takes them for zeros.  Reads all of /proc/PID/smaps, some 25 ms per GiB. */
+bool task_lacks_pages(pid_t pid);
+
 /* The name of a process, for people: printable characters, "" when there is none. */
 void task_command(pid_t pid, char *buf, size_t size);
 

@@ -353,6 +353,8 @@ static void look_at_open_file(struct look *look, int process, pid_t pid, const c
         return;
     }
     struct fdinfo info = read_fdinfo(process, fd);
+    /* Pipes have that flag too, for their packets. */
+    look->tree->direct |= info.flags & O_DIRECT && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode));
     if (info.locked)
         add_trait(look->tree, TREE_LOCK, pid, 0, name);
     if (S_ISCHR(st.st_mode))
@@ -452,23 +454,6 @@ static void look_at_memory(struct look *look, int process)
         fclose(status);
 }
 
-/* What is missing has no entry in the page tables, and would be taken for zeros. */
-static void look_for_missing(struct look *look, int process, pid_t pid)
-{
-    static const char flags[] = "VmFlags:";
-    char *line = NULL;
-    size_t size = 0;
-    bool found = false;
-    FILE *smaps = open_in(process, "smaps");
-    while (smaps && !found && getline(&line, &size, smaps) > 0)
-        found = strncmp(line, flags, sizeof(flags) - 1) == 0 && strstr(line, " um");
-    free(line);
-    if (smaps)
-        fclose(smaps);
-    if (found)
-        add_trait(look->tree, TREE_FILLING, pid, 0, "");
-}
-
 static void look_at_tracer(struct look *look, pid_t pid)
 {
     char what[48];
@@ -533,7 +518,8 @@ static void look_at_process(struct look *look, pid_t pid)
         return;
     look_at_entries(look, process, pid, "task", look_at_thread);
     look_at_memory(look, process);
-    look_for_missing(look, process, pid);
+    if (task_lacks_pages(pid))
+        add_trait(look->tree, TREE_FILLING, pid, 0, "");
     look_at_tracer(look, pid);
     look_at_limits(look, pid);
     remember_network(look, process, pid);

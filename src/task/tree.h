@@ -58,6 +58,7 @@ struct tree {
     struct tree_trait *traits;
     size_t trait_count;
     bool other_pid_ns, other_mnt_ns, other_net_ns; /* the root's are not ours */
+    bool direct;          /* a file is open with O_DIRECT: devices write into its memory */
     bool cut;             /* some bound was reached: there is more than this */
     bool sockets_unknown; /* the kernel did not tell about UNIX sockets */
 };

@@ -614,6 +614,31 @@ static void missing_pages(void **state)
     child_end();
 }
 
+static pid_t reads_directly(void *user)
+{
+    return open(user, O_RDWR | O_DIRECT | O_CLOEXEC) < 0;
+}
+
+static void direct_io(void **state)
+{
+    (void)state;
+    char path[] = "/var/tmp/godwit-direct-XXXXXX";
+    int fd = mkstemp(path), direct = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+    assert_true(fd >= 0);
+    struct seen seen = look(child_start(direct < 0 ? NULL : reads_directly, path), NULL, NULL);
+    assert_int_equal(seen.result, 0);
+    assert_int_equal(seen.facts.direct, direct >= 0);
+    if (direct >= 0)
+        must_tell(&seen.findings, WARNING, "direct", "compared instead");
+    forget(&seen);
+    child_end();
+    unlink(path);
+    close_fd(fd);
+    close_fd(direct);
+    if (direct < 0)
+        test_skip("the file system of /var/tmp has no O_DIRECT");
+}
+
 static void traced(void **state)
 {
     (void)state;
@@ -1042,6 +1067,7 @@ int main(void)
         cmocka_unit_test(ipc),
         cmocka_unit_test(objects),
         cmocka_unit_test(missing_pages),
+        cmocka_unit_test(direct_io),
         cmocka_unit_test(traced),
         cmocka_unit_test(another_user),
         cmocka_unit_test(namespaces),
