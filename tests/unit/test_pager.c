@@ -670,6 +670,52 @@ static void killed_at_the_hand_off(void **state)
     }
 }
 
+static void make_registered(struct orders *orders)
+{
+    int uffd = made_uffd();
+    map_arena();
+    orders->numbers[0] = (uint64_t)uffd;
+    orders->result = register_arena(uffd);
+}
+
+static void touch(struct orders *orders)
+{
+    orders->result = 1 + *(volatile uint8_t *)world->arena;
+}
+
+/* A fault that a leader has read, and not answered, is told again by the next. */
+static void a_fault_that_was_read(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    begin_restore();
+    must_do(make_registered);
+    int pidfd = (int)syscall(SYS_pidfd_open, servant.pid, 0);
+    int uffd = (int)syscall(SYS_pidfd_getfd, pidfd, servant.orders->numbers[0], 0);
+    int socket = unix_connect_path(world->socket, SOCK_STREAM);
+    assert_true(uffd >= 0 && socket >= 0);
+    servant_begin(&servant, touch);
+    struct uffd_msg message;
+    ssize_t n;
+    while ((n = read(uffd, &message, sizeof(message))) < 0 && errno == EAGAIN)
+        usleep(100);
+    assert_int_equal(n, sizeof(message)); /* and now nobody knows of it */
+    assert_int_equal(message.event, UFFD_EVENT_PAGEFAULT);
+    int32_t pid = servant.pid;
+    assert_int_equal(write(socket, &pid, sizeof(pid)), sizeof(pid));
+    assert_true(send_fd(socket, uffd));
+    usleep(50000);
+    assert_non_null(servant.orders->job);
+    assert_true(kill_one(LEADER));
+    servant_wait(&servant);
+    assert_int_equal(servant.orders->result, 1);
+    close(socket);
+    close(uffd);
+    close(pidfd);
+    servant_kill(&servant);
+    must_end(PAGER_FAILED);
+}
+
 static void connect_only(struct orders *orders)
 {
     orders->result = unix_connect_path(world->socket, SOCK_STREAM) >= 0;
@@ -1368,6 +1414,7 @@ int main(void)
         WORLD(standby_killed),
         WORLD(killed_at_the_hand_off),
         WORLD(connection_is_found),
+        WORLD(a_fault_that_was_read),
         WORLD(either_killed),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
