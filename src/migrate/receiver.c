@@ -9,10 +9,10 @@
 
 #include "base/digest.h"
 #include "base/io.h"
-#include "criu/lazy_areas.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
 #include "criu/process.h"
+#include "migrate/space_images.h"
 #include "pager/map.h"
 #include "pager/pager.h"
 
@@ -525,181 +525,6 @@ int receiver_bulk_landed(struct receiver *receiver, const struct frame *frame, u
 
 /* ---- items end ---- */
 
-/* ---- what criu reads of a space ---- */
-
-/* The images of one space that are written from its shadow. */
-struct space_writer {
-    struct receiver *receiver;
-    const struct item *item;
-    struct pagemap_writer *pagemap;
-    struct pagemap_run entry; /* not written yet: what follows may lengthen it */
-    struct arena pages;       /* lazy: those that criu wants at once */
-    struct fill_map_writer map;
-    bool lazy;
-    const struct lazy_areas *areas;
-};
-
-static void writer_add_entry(struct space_writer *writer, uint64_t vaddr, uint64_t pages,
-                             uint32_t flags)
-{
-    struct pagemap_run *entry = &writer->entry;
-    if (entry->pages > 0 && entry->vaddr + entry->pages * PAGE_BYTES == vaddr &&
-        entry->flags == flags) {
-        entry->pages += pages;
-        return;
-    }
-    if (entry->pages > 0)
-        pagemap_add(writer->pagemap, entry);
-    *entry = (struct pagemap_run){.vaddr = vaddr, .pages = pages, .flags = flags};
-}
-
-static int copy_out(const struct arena *from, uint64_t at, uint64_t length, struct arena *to)
-{
-    uint64_t offset;
-    int r = arena_append(to, length, &offset);
-    while (r == 0 && length > 0) {
-        off_t in = (off_t)at, out = (off_t)offset;
-        ssize_t n = copy_file_range(from->fd, &in, to->fd, &out, length, 0);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        at += (uint64_t)n;
-        offset += (uint64_t)n;
-        length -= (uint64_t)n;
-    }
-    return r;
-}
-
-/* A run of a task's memory that may be filled in later, in areas where criu leaves that to us. */
-static int writer_add_lazy(struct space_writer *writer, const struct shadow_run *run)
-{
-    uint64_t end = run->vaddr + run->pages * PAGE_BYTES;
-    for (uint64_t vaddr = run->vaddr, next; vaddr < end; vaddr = next) {
-        bool later = lazy_areas_have(writer->areas, vaddr, &next) && run->lazy;
-        next = MIN(next, end);
-        uint64_t pages = (next - vaddr) / PAGE_BYTES, offset = run->offset + (vaddr - run->vaddr);
-        writer_add_entry(writer, vaddr, pages, later ? PAGEMAP_LAZY : PAGEMAP_PRESENT);
-        int r = 0;
-        if (later)
-            fill_map_add(&writer->map, &(struct fill_map_entry){vaddr, pages, offset, run->round});
-        else
-            r = copy_out(&writer->item->arena, offset, next - vaddr, &writer->pages);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
-static int writer_add_runs(struct space_writer *writer)
-{
-    struct shadow_run run;
-    int r = 0;
-    for (uint64_t vaddr = 0; r == 0 && shadow_next_run(writer->item->shadow, vaddr, &run);
-         vaddr = run.vaddr + run.pages * PAGE_BYTES) {
-        if (writer->lazy)
-            r = writer_add_lazy(writer, &run);
-        else
-            writer_add_entry(writer, run.vaddr, run.pages,
-                             PAGEMAP_PRESENT | (run.lazy ? PAGEMAP_LAZY : 0));
-    }
-    if (r == 0 && writer->entry.pages > 0)
-        pagemap_add(writer->pagemap, &writer->entry);
-    return r;
-}
-
-/* Charges for a file that has been written beside the arenas. */
-static int receiver_charge_file(struct receiver *receiver, const char *name)
-{
-    struct stat st;
-    if (fstatat(receiver->snapshot->imagefd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-        return -errno;
-    return receiver_charge(receiver, (uint64_t)st.st_size);
-}
-
-static int write_pagemap(struct space_writer *writer)
-{
-    struct receiver *receiver = writer->receiver;
-    const struct item *item = writer->item;
-    char name[64];
-    snprintf(name, sizeof(name),
-             item->kind == GODWIT__PB__SPACE_BEGIN__KIND__TASK ? "pagemap-%llu.img"
-                                                               : "pagemap-shmem-%llu.img",
-             (unsigned long long)item->id);
-    _cleanup_close_ int fd = openat(receiver->snapshot->imagefd, name,
-                                    O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return -errno;
-    writer->pagemap = pagemap_begin(fd, item->pages_id);
-    if (!writer->pagemap)
-        return -ENOMEM;
-    int r = writer_add_runs(writer);
-    int finished = pagemap_finish(writer->pagemap);
-    if (r == 0)
-        r = finished;
-    return r < 0 ? r : receiver_charge_file(receiver, name);
-}
-
-/* A file that is finished: its charge is the snapshot's, which gives it back. */
-static int receiver_keep_file(struct receiver *receiver, struct arena *arena)
-{
-    int r = arena_seal(arena);
-    if (r < 0)
-        return r;
-    receiver->snapshot->charge += arena->room;
-    *arena = (struct arena){.fd = -EBADF};
-    return 0;
-}
-
-/* Pagemap, the pages that criu wants at once, and where the pager finds the others. */
-static int write_lazy(struct receiver *receiver, struct item *item, const struct lazy_areas *areas)
-{
-    char name[32];
-    struct space_writer writer = {.receiver = receiver, .item = item, .lazy = true, .areas = areas};
-    snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
-    int r = arena_create(&writer.pages, receiver->snapshot->imagefd, name,
-                         store_budget(receiver->snapshot->store));
-    if (r < 0)
-        return r;
-    r = fill_map_begin(&writer.map, receiver->snapshot->imagefd, (int32_t)item->id, item->pages_id);
-    if (r == 0) {
-        r = write_pagemap(&writer);
-        int finished = fill_map_finish(&writer.map);
-        r = r < 0 ? r : finished;
-    }
-    fill_map_name(name, sizeof(name), (int32_t)item->id);
-    if (r == 0)
-        r = receiver_charge_file(receiver, name);
-    if (r == 0)
-        r = receiver_keep_file(receiver, &writer.pages);
-    arena_drop(&writer.pages);
-    return r;
-}
-
-static int receiver_end_lazy(struct receiver *receiver, struct item *item)
-{
-    struct lazy_areas areas = {0};
-    int r = lazy_areas_read(receiver->snapshot->imagefd, item->id, &areas);
-    if (r == -ENOENT && shadow_pages(item->shadow) == 0)
-        r = 0; /* a task that ended before the freeze, of which nothing is left */
-    if (r == 0)
-        r = write_lazy(receiver, item, &areas);
-    lazy_areas_free(&areas);
-    return r;
-}
-
-static int receiver_end_eager(struct receiver *receiver, struct item *item)
-{
-    int r = 0;
-    if (!shadow_is_ascending(item->shadow)) {
-        char name[32];
-        snprintf(name, sizeof(name), "pages-%u.img", item->pages_id);
-        r = shadow_sort(item->shadow, receiver->snapshot->imagefd, name);
-    }
-    struct space_writer writer = {.receiver = receiver, .item = item};
-    return r < 0 ? r : write_pagemap(&writer);
-}
-
 /* A space is whole: its arena becomes the pages image or what is filled in, its shadow the pagemap.
  */
 static int receiver_end_space(struct receiver *receiver, struct item *item, bool listed)
@@ -720,8 +545,17 @@ static int receiver_end_space(struct receiver *receiver, struct item *item, bool
         receiver_refuse(receiver, &err);
         return 0;
     }
-    int r = is_lazy(receiver, item) ? receiver_end_lazy(receiver, item)
-                                    : receiver_end_eager(receiver, item);
+    struct space_images images = {
+        .imagefd = receiver->snapshot->imagefd,
+        .budget = store_budget(receiver->snapshot->store),
+        .charge = &receiver->snapshot->charge,
+        .shared = item->kind == GODWIT__PB__SPACE_BEGIN__KIND__SHARED,
+        .id = item->id,
+        .pages_id = item->pages_id,
+        .arena = &item->arena,
+        .shadow = item->shadow,
+    };
+    int r = space_images_write(&images, is_lazy(receiver, item));
     item->shadow = shadow_free(item->shadow);
     return r;
 }
@@ -754,7 +588,7 @@ static int take_item_end(struct receiver *receiver, const struct frame *frame,
     if (receiver->refused)
         return 0; /* and the item is gone */
     if (r == 0)
-        r = receiver_keep_file(receiver, &item->arena);
+        r = arena_hand_over(&item->arena, &receiver->snapshot->charge);
     if (r < 0)
         receiver_refuse_errno(receiver, r, is_space ? "pages" : item->name);
     return 0;

@@ -109,6 +109,16 @@ int arena_seal(struct arena *arena)
     return 0;
 }
 
+int arena_hand_over(struct arena *arena, uint64_t *charge)
+{
+    int r = arena_seal(arena);
+    if (r < 0)
+        return r;
+    *charge += arena->room;
+    *arena = (struct arena){.fd = -EBADF};
+    return 0;
+}
+
 void arena_drop(struct arena *arena)
 {
     if (!arena->budget)

@@ -52,5 +52,9 @@ int arena_at(struct arena *arena, uint64_t offset, void **ret_place, size_t *len
  * until arena_drop().  0, or a negative errno. */
 int arena_seal(struct arena *arena);
 
+/* The same for one whose file stays: its charge is added to *charge, and it is as if dropped.  0,
+ * or a negative errno and it is as before. */
+int arena_hand_over(struct arena *arena, uint64_t *charge);
+
 /* Gives everything back but the file's name.  Works on a zeroed arena too. */
 void arena_drop(struct arena *arena);
