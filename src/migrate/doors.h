@@ -73,6 +73,8 @@ bool space_add_pages(struct sender *sender, struct space *space, struct link_bat
                      uint64_t vaddr, const void *payload, uint64_t pages, uint16_t flags);
 bool space_add_list(struct sender *sender, struct space *space, struct link_batch *batch,
                     enum frame_type type, uint16_t flags, const uint8_t *list, size_t bytes);
+bool space_add_copies(struct sender *sender, struct space *space, struct link_batch *batch,
+                      const struct space *of, const uint8_t *list, size_t bytes);
 
 /* A door has closed: ends the snapshot if that was the last. */
 void sender_check_end(struct sender *sender);

@@ -381,13 +381,25 @@ static bool is_list(const struct frame *frame)
     return frame->type == FRAME_PAGE_RUNS || frame->type == FRAME_PAGE_SUMS;
 }
 
+/* What is copied from: another open space. */
+static struct item *copied_item(const struct receiver *receiver, const struct item *item,
+                                const struct frame *frame)
+{
+    if (frame->offset == 0 || frame->offset > receiver->count)
+        return NULL;
+    struct item *from = receiver->items[frame->offset - 1];
+    return from != item && from->is_space && !from->ended ? from : NULL;
+}
+
 static int list_frame_begin(struct receiver *receiver, struct item *item, const struct frame *frame,
                             struct error *err)
 {
-    bool runs = frame->type == FRAME_PAGE_RUNS;
-    if (frame->length % (runs ? WIRE_RUN_BYTES : WIRE_SUM_BYTES) || frame->offset != 0 ||
-        (runs && frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
+    bool runs = frame->type == FRAME_PAGE_RUNS, copies = runs && frame->flags == RUNS_COPY;
+    if (frame->length % (runs ? WIRE_RUN_BYTES : WIRE_SUM_BYTES) ||
+        (runs && !copies && frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
         return broken(err, frame, "not runs of pages");
+    if (copies ? !copied_item(receiver, item, frame) : frame->offset != 0)
+        return broken(err, frame, "no such item is open");
     if (!receiver->list)
         receiver->list = malloc(WIRE_BULK_MAX);
     if (!receiver->list)
@@ -396,15 +408,57 @@ static int list_frame_begin(struct receiver *receiver, struct item *item, const 
     return 0;
 }
 
+/* 0; -ENODATA when it is not there; or another negative errno. */
+static int copy_page(struct item *from, struct item *to, uint64_t vaddr)
+{
+    uint64_t offset;
+    struct shadow_run run;
+    void *source, *place;
+    size_t length = PAGE_BYTES;
+    int r = shadow_find(from->shadow, vaddr, &offset);
+    if (r <= 0)
+        return r < 0 ? r : shadow_zero(to->shadow, vaddr, 1);
+    r = arena_at(&from->arena, offset, &source, &length);
+    if (r == 0)
+        r = shadow_place(to->shadow, vaddr, 1, SHADOW_LAZY, &run);
+    if (r == 0)
+        r = arena_at(&to->arena, run.offset, &place, &length);
+    if (r == 0)
+        memcpy(place, source, PAGE_BYTES);
+    return r;
+}
+
+static int copy_pages(struct item *from, struct item *to, uint64_t vaddr, uint64_t pages)
+{
+    int r = vaddr % PAGE_BYTES || pages == 0 ? -EINVAL : 0;
+    for (uint64_t i = 0; i < pages && r == 0; i++)
+        r = copy_page(from, to, vaddr + i * PAGE_BYTES);
+    return r;
+}
+
+static int take_run(struct receiver *receiver, struct item *item, const struct frame *frame,
+                    uint64_t vaddr, uint64_t pages)
+{
+    switch (frame->flags) {
+    case RUNS_ZERO:
+        return shadow_zero(item->shadow, vaddr, pages);
+    case RUNS_EXIST:
+        return shadow_list(item->shadow, vaddr, pages);
+    default:
+        return copy_pages(copied_item(receiver, item, frame), item, vaddr, pages);
+    }
+}
+
 static int take_page_runs(struct receiver *receiver, struct item *item, const struct frame *frame,
                           struct error *err)
 {
     for (uint32_t at = 0; at < frame->length; at += WIRE_RUN_BYTES) {
         uint64_t vaddr = get_le64(receiver->list + at), pages = get_le64(receiver->list + at + 8);
-        int r = frame->flags == RUNS_ZERO ? shadow_zero(item->shadow, vaddr, pages)
-                                          : shadow_list(item->shadow, vaddr, pages);
+        int r = take_run(receiver, item, frame, vaddr, pages);
         if (r == -EINVAL)
             return broken(err, frame, "no task has such an address");
+        if (r == -ENODATA)
+            return broken(err, frame, "a copy of what has not come");
         if (r < 0) {
             receiver_refuse_errno(receiver, r, "pages");
             return 0;

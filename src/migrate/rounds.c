@@ -23,7 +23,11 @@ struct round_task {
     bool seen;        /* in the tree at the latest look */
     bool hidden;      /* criu is shown nothing of it */
     struct follower follower;
+    bool fresh;              /* nothing of it has been sent yet */
     struct page_runs runs;   /* to be read now, and sent */
+    struct page_runs copies; /* the same as another's: only to be told */
+    struct space *copies_of; /* whose */
+    size_t copied;           /* runs of these that have been told */
     struct page_runs list;   /* at the freeze: what exists */
     struct page_runs missed; /* was to be sent, and could not be read */
     struct page_reader reader;
@@ -67,6 +71,7 @@ static void task_let_go(struct round_task *task)
     task->reading = false;
     follower_close(&task->follower);
     page_runs_free(&task->runs);
+    page_runs_free(&task->copies);
     page_runs_free(&task->list);
     page_runs_free(&task->missed);
 }
@@ -152,6 +157,7 @@ static int task_follow(struct rounds *rounds, struct round_task *task, struct er
     stats->stopped_nsec = MAX(stats->stopped_nsec, follower_stopped_nsec(&task->follower));
     if (err->text[0])
         stats->why_compared = *err;
+    task->fresh = true;
     return 0;
 }
 
@@ -340,6 +346,7 @@ static void task_is_done(struct rounds *rounds)
         page_reader_close(&task->reader);
     task->reading = false;
     page_runs_free(&task->runs);
+    page_runs_free(&task->copies);
     rounds->current++;
 }
 
@@ -375,6 +382,7 @@ static int begin_task(struct round_task *task)
     if (r < 0)
         return r;
     task->reading = true;
+    task->reader.gently = pages_are_shared(task->pid, &task->runs);
     page_reader_begin(&task->reader, &task->runs, &task->missed);
     return 1;
 }
@@ -402,10 +410,58 @@ static int breathe(struct rounds *rounds)
     return set_pause(rounds) < 0 ? 0 : -EAGAIN;
 }
 
+/* ---- what a child has of its parent ---- */
+
+/* The parent, if what was sent of it is what it has: its turn in this round is over. */
+static struct round_task *find_parent(const struct rounds *rounds, const struct round_task *task)
+{
+    pid_t parent = task_parent(task->pid);
+    for (size_t i = 0; i < rounds->current; i++) {
+        struct round_task *other = rounds->tasks[i];
+        if (other->pid == parent && other->seen && is_followed(other))
+            return other->missed.count == 0 ? other : NULL;
+    }
+    return NULL;
+}
+
+/* Pages that a new child has by fork cross the link once. */
+static void find_copies(struct rounds *rounds, struct round_task *task)
+{
+    struct page_runs rest = {0};
+    const struct round_task *parent = task->fresh ? find_parent(rounds, task) : NULL;
+    task->fresh = false;
+    if (!parent)
+        return;
+    task->copied = 0;
+    if (follower_divide(&task->follower, &parent->follower, &task->runs, &task->copies, &rest) <
+        0) {
+        page_runs_free(&task->copies);
+        page_runs_free(&rest);
+        return;
+    }
+    page_runs_free(&task->runs);
+    task->runs = rest;
+    task->copies_of = task_space(rounds, parent);
+    rounds->stats.copied_pages += task->copies.pages;
+}
+
+/* Encodes runs of a list from *at on, as many as go into a batch; how many bytes that are. */
+static size_t put_runs(struct link_batch *batch, const struct page_runs *runs, size_t *at)
+{
+    size_t count = MIN(runs->count - *at, LINK_BATCH_BYTES / WIRE_RUN_BYTES);
+    for (size_t i = 0; i < count; i++) {
+        const struct page_run *run = &runs->list[(*at)++];
+        put_run(batch->buf + i * WIRE_RUN_BYTES, run->start, run->pages);
+    }
+    return count * WIRE_RUN_BYTES;
+}
+
 /* Reads until there is something to be sent.  1, 0 when there is nothing more, -EAGAIN: later, or
  * another negative errno. */
 static int send_task(struct rounds *rounds, struct round_task *task, struct link_batch *batch)
 {
+    if (task->fresh && rounds->phase == SENDING)
+        find_copies(rounds, task);
     int64_t read = begin_task(task), unsent = 0;
     while (read > 0 && rounds->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX) {
         if (unsent >= BREATH_PAGES && breathe(rounds) < 0)
@@ -419,6 +475,12 @@ static int send_task(struct rounds *rounds, struct round_task *task, struct link
     }
     if (read >= 0 && rounds->zero_runs > 0) {
         draw_zeros(rounds, task, batch);
+        return 1;
+    }
+    if (read == 0 && task->copied < task->copies.count) {
+        size_t bytes = put_runs(batch, &task->copies, &task->copied);
+        space_add_copies(rounds->sender, task_space(rounds, task), batch, task->copies_of,
+                         batch->buf, bytes);
         return 1;
     }
     return (int)read;
@@ -469,18 +531,13 @@ static bool list_some(struct rounds *rounds, struct link_batch *batch)
 {
     while (rounds->current < rounds->count) {
         struct round_task *task = rounds->tasks[rounds->current];
-        size_t left = task->list.count - task->listed;
-        size_t count = MIN(left, LINK_BATCH_BYTES / WIRE_RUN_BYTES);
-        if (count == 0) {
+        size_t bytes = put_runs(batch, &task->list, &task->listed);
+        if (bytes == 0) {
             rounds->current++;
             continue;
         }
-        for (size_t i = 0; i < count; i++) {
-            const struct page_run *run = &task->list.list[task->listed++];
-            put_run(batch->buf + i * WIRE_RUN_BYTES, run->start, run->pages);
-        }
         space_add_list(rounds->sender, task_space(rounds, task), batch, FRAME_PAGE_RUNS, RUNS_EXIST,
-                       batch->buf, count * WIRE_RUN_BYTES);
+                       batch->buf, bytes);
         return true;
     }
     rounds->current = 0;

@@ -28,6 +28,7 @@ struct rounds_stats {
     uint64_t usec;             /* it took */
     uint64_t bytes;            /* of memory, all rounds */
     uint64_t zero_pages;       /* found and not sent, all rounds */
+    uint64_t copied_pages;     /* of a parent, told and not sent, all rounds */
     uint64_t stopped_nsec;     /* the longest that a thread was stopped for */
     unsigned tasks, skipped;   /* followed; left to criu */
     struct error reason;       /* why the latest of those was left */

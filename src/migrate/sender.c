@@ -174,6 +174,16 @@ bool space_add_list(struct sender *sender, struct space *space, struct link_batc
     return space_add(sender, space, batch, &frame, flags, list);
 }
 
+bool space_add_copies(struct sender *sender, struct space *space, struct link_batch *batch,
+                      const struct space *of, const uint8_t *list, size_t bytes)
+{
+    struct frame frame = {.type = FRAME_PAGE_RUNS,
+                          .flags = RUNS_COPY,
+                          .length = (uint32_t)bytes,
+                          .offset = of->item.number};
+    return space_add(sender, space, batch, &frame, RUNS_COPY, list);
+}
+
 static void sender_end_spaces(struct sender *sender)
 {
     for (size_t i = 0; i < sender->space_count; i++)

@@ -252,3 +252,11 @@ int follower_list(struct follower *follower, struct page_runs *list, struct page
 {
     return follower->way->list(follower, list, runs);
 }
+
+int follower_divide(const struct follower *follower, const struct follower *other,
+                    const struct page_runs *runs, struct page_runs *copies, struct page_runs *rest)
+{
+    if (follower->way->hides || other->way->hides)
+        return -EOPNOTSUPP; /* their pages are not protected */
+    return page_table_divide(&follower->tracker.table, &other->tracker.table, runs, copies, rest);
+}

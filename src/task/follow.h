@@ -58,6 +58,14 @@ int follower_scan(struct follower *follower, struct page_runs *runs);
 int follower_scan_missed(struct follower *follower, const struct page_runs *missed,
                          struct page_runs *runs);
 
+/*
+ * Divides what a scan has told: *copies gets the pages that are, copy-on-write, those that another
+ * process has at the same addresses, and of which what was sent last is true at this moment.  0;
+ * -EOPNOTSUPP: that cannot be told; or another negative errno, and some may have been added.
+ */
+int follower_divide(const struct follower *follower, const struct follower *other,
+                    const struct page_runs *runs, struct page_runs *copies, struct page_runs *rest);
+
 /* Whether this page, which has just been read, has to be sent; it counts as sent from now on. */
 bool follower_wants(struct follower *follower, uint64_t vaddr, bool anonymous, const void *page);
 

@@ -219,11 +219,28 @@ static int64_t read_runs(const struct page_reader *reader, const struct page_run
     return n / PAGE_BYTES;
 }
 
+/* The same by /proc/PID/mem. */
+static int64_t read_runs_gently(const struct page_reader *reader, const struct page_run *runs,
+                                size_t count, uint8_t *buf)
+{
+    int64_t pages = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t bytes = runs[i].pages * PAGE_BYTES;
+        ssize_t n =
+            pread(reader->mem_fd, buf + (uint64_t)pages * PAGE_BYTES, bytes, (off_t)runs[i].start);
+        pages += n > 0 ? n / PAGE_BYTES : 0;
+        if (n < (ssize_t)bytes)
+            break;
+    }
+    return pages;
+}
+
 int page_reader_next(struct page_reader *reader, void *buf, uint64_t pages, struct page_run *ret)
 {
     size_t count;
     while ((count = look_ahead(reader, pages, ret)) > 0) {
-        int64_t n = read_runs(reader, ret, count, buf);
+        int64_t n = reader->gently ? read_runs_gently(reader, ret, count, buf)
+                                   : read_runs(reader, ret, count, buf);
         if (n < 0)
             return (int)n;
         if (n == 0) {

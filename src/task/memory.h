@@ -67,6 +67,9 @@ struct page_reader {
     pid_t pid;
     int mem_fd; /* /proc/PID/mem, for what the process itself may not read */
     const struct page_runs *runs;
+    /* Reads in a slower way that leaves memory shared which processes have by fork:
+     * process_vm_readv() gives the process a copy of its own (Linux 5.19: it pins pages). */
+    bool gently;
     struct page_runs *missed; /* where pages that could not be read are told; NULL: nowhere */
     size_t next;              /* run */
     uint64_t skip;            /* pages of it that are done */

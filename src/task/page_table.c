@@ -167,3 +167,68 @@ int page_table_list(struct page_table *table, const struct memory_area *area,
 {
     return table->scans ? page_table_scan(table, area, 0, 0, runs) : read_area(table, area, runs);
 }
+
+/* ---- memory that two processes share ---- */
+
+enum { DIVIDE_PAGES = 512 };
+
+/* Entries of /proc/PID/pagemap, see the kernel's documentation of it. */
+#define ENTRY_FRAME ((1ull << 55) - 1)
+#define ENTRY_EXCLUSIVE (1ull << 56)
+#define ENTRY_PROTECTED (1ull << 57)
+#define ENTRY_PRESENT (1ull << 63)
+
+static bool is_same(uint64_t entry, uint64_t other)
+{
+    return entry & other & ENTRY_PRESENT && other & ENTRY_PROTECTED && entry & ENTRY_FRAME &&
+           (entry & ENTRY_FRAME) == (other & ENTRY_FRAME);
+}
+
+/* How many of the next entries there are, or a negative errno. */
+static ssize_t read_entries(const struct page_table *table, uint64_t vaddr, uint64_t pages,
+                            uint64_t entries[DIVIDE_PAGES])
+{
+    ssize_t n = pread(table->fd, entries, MIN(pages, DIVIDE_PAGES) * sizeof(entries[0]),
+                      (off_t)(vaddr / PAGE_BYTES * sizeof(entries[0])));
+    return n < 0 ? -errno : n / (ssize_t)sizeof(entries[0]);
+}
+
+int page_table_divide(const struct page_table *table, const struct page_table *other,
+                      const struct page_runs *runs, struct page_runs *same, struct page_runs *rest)
+{
+    uint64_t mine[DIVIDE_PAGES], theirs[DIVIDE_PAGES];
+    for (size_t i = 0; i < runs->count; i++) {
+        const struct page_run *run = &runs->list[i];
+        for (uint64_t done = 0; done < run->pages;) {
+            uint64_t vaddr = run->start + done * PAGE_BYTES, left = run->pages - done;
+            ssize_t n = read_entries(table, vaddr, left, mine);
+            ssize_t m = n > 0 ? read_entries(other, vaddr, (uint64_t)n, theirs) : n;
+            if (n <= 0 || m != n)
+                return n < 0 ? (int)n : m < 0 ? (int)m : -EIO;
+            for (ssize_t k = 0; k < n; k++) {
+                struct page_runs *to = is_same(mine[k], theirs[k]) ? same : rest;
+                if (page_runs_add(to, vaddr + (uint64_t)k * PAGE_BYTES, 1, run->anonymous) < 0)
+                    return -ENOMEM;
+            }
+            done += (uint64_t)n;
+        }
+    }
+    return 0;
+}
+
+bool pages_are_shared(pid_t pid, const struct page_runs *runs)
+{
+    enum { SAMPLES = 64 };
+    char path[32];
+    snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool shared = false;
+    for (size_t i = 0; i < SAMPLES && runs->count > 0 && !shared; i++) {
+        const struct page_run *run = &runs->list[i * runs->count / SAMPLES];
+        uint64_t page = run->start / PAGE_BYTES + run->pages * i / SAMPLES, entry;
+        if (pread(fd, &entry, sizeof(entry), (off_t)(page * sizeof(entry))) != sizeof(entry))
+            return false;
+        shared = entry & ENTRY_PRESENT && !(entry & ENTRY_EXCLUSIVE);
+    }
+    return shared;
+}

@@ -52,3 +52,14 @@ int page_table_scan(struct page_table *table, const struct memory_area *area, ui
 /* Adds all pages of an area that exist, by whatever works.  0 or a negative errno. */
 int page_table_list(struct page_table *table, const struct memory_area *area,
                     struct page_runs *runs);
+
+/*
+ * Divides pages of a process: those that are the very same memory as what another process has at
+ * the same addresses, and that this other one has not written since they were protected, are added
+ * to *same, the others to *rest.  Without CAP_SYS_ADMIN none is the same.  0 or a negative errno.
+ */
+int page_table_divide(const struct page_table *table, const struct page_table *other,
+                      const struct page_runs *runs, struct page_runs *same, struct page_runs *rest);
+
+/* Whether other processes have some of these pages too, by fork; a guess, by a few of them. */
+bool pages_are_shared(pid_t pid, const struct page_runs *runs);

@@ -79,6 +79,7 @@ enum {
 enum {
     RUNS_ZERO = 1,  /* these pages are full of zeros now */
     RUNS_EXIST = 2, /* these pages exist at the freeze; what no such frame names does not */
+    RUNS_COPY = 4,  /* these pages are now what they are in the space of item |offset| */
 };
 
 /* What FRAME_PAGE_RUNS is made of: u64 address, u64 number of pages; and FRAME_PAGE_SUMS: the same,

@@ -431,6 +431,52 @@ def test_both_pagers_are_killed(between, when):
         there.daemons[-1].wait_log("have been lost with the pager")
 
 
+# ---- memory that processes have by fork ----
+
+PREFORK = """
+import hashlib, os, signal, sys
+memory, index = bytearray(os.urandom(int(sys.argv[1]) << 20)), 0
+for i in range(1, 4):
+    if os.fork() == 0:
+        index = i
+        break
+def told(number, frame):
+    with open(f"{sys.argv[2]}.new{index}", "w") as f:
+        f.write(hashlib.sha256(memory).hexdigest())
+    os.rename(f.name, f"{sys.argv[2]}.{index}")
+signal.signal(signal.SIGUSR1, told)
+open(f"{sys.argv[2]}.up{index}", "w").close()
+while True:
+    signal.pause()
+"""
+
+
+def test_what_a_fork_shares_crosses_once(between):
+    """Three children have their parent's memory copy-on-write: it is sent for the parent, and told for them."""
+    needs("--verify")
+    path, mib = f"{SHARED}/prefork", 48
+    here, there = between.here.host, between.there.host
+    here.write(f"{SHARED}/prefork.py", PREFORK)
+    root = here.spawn(["/usr/bin/python3", f"{SHARED}/prefork.py", str(mib), path])
+    here.wait_for(lambda: all(here.path(f"{path}.up{i}").exists() for i in range(4)), 20, "the children")
+
+    def digests(host):
+        for i in range(4):
+            host.path(f"{path}.{i}").unlink(missing_ok=True)
+        for pid in [p for p in host.pids() if host.read(f"/proc/{p}/cmdline", "").count("prefork.py")]:
+            host.kill(pid, signal.SIGUSR1)
+        host.wait_for(lambda: all(host.path(f"{path}.{i}").exists() for i in range(4)), 20, "their digests")
+        return {host.read(f"{path}.{i}") for i in range(4)}
+
+    before = digests(here)
+    assert len(before) == 1
+    told = Told(between.begin(root, "--verify").end(timeout=60).out)
+    assert digests(there) == before
+    # Python itself, four times, and the memory once.
+    sent = told.last["ram"]["transferred"]
+    assert sent < (mib + 4 * 16) * MIB, sent / MIB
+
+
 # ---- memory ----
 
 MEMORY_MIB = 1024 if FULL else 256
