@@ -82,7 +82,8 @@ def test_runs_while_it_is_filled(bed, pager, which):
     check_memory(host, pid, f"{SHARED}/out", 1)
     view = pager.end()
     assert view["filled"] == view["pages"] > 192 * 256
-    assert view["takeovers"] == killed and (killed > 0) == (which != "nobody")
+    # The last kill may have found it ending.
+    assert killed - 1 <= view["takeovers"] <= killed and (killed > 0) == (which != "nobody")
     check_memory(host, pid, f"{SHARED}/out", 2)
     assert not host.path(f"{WORK}/lazy-pages.socket").exists()
     space = next(host.path(IMAGES).glob("space-*"))
