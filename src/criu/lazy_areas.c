@@ -29,10 +29,13 @@ enum {
     FLAGS_NEVER = MAP_LOCKED | MAP_HUGETLB | MAP_GROWSDOWN,
 };
 
+/* A child that is forked while such memory is filled in has to find zeros there. */
+#define MADV_NEVER (1ull << MADV_WIPEONFORK)
+
 static bool is_lazy(const Godwit__Pb__CriuVma *vma)
 {
-    return (vma->flags & FLAGS_ALWAYS) == FLAGS_ALWAYS && !(vma->flags & FLAGS_NEVER) &&
-           !(vma->status & STATUS_NEVER);
+    return !(vma->madv & MADV_NEVER) && (vma->flags & FLAGS_ALWAYS) == FLAGS_ALWAYS &&
+           !(vma->flags & FLAGS_NEVER) && !(vma->status & STATUS_NEVER);
 }
 
 static int take_vmas(const Godwit__Pb__CriuMm *mm, struct lazy_areas *ret)

@@ -77,15 +77,19 @@ static int scan(struct tracker *tracker, const struct memory_area *area, uint64_
     return r < 0 ? r : check_alive(tracker);
 }
 
-/* Whether the area is still one by itself, with these bounds; a kernel that cannot tell is
- * believed.
- */
-static bool is_as_it_was(const struct tracker *tracker, const struct memory_area *area)
+/* Whether a mapping begins, or ends, at that address; a kernel that cannot tell is believed. */
+static bool is_bound(const struct tracker *tracker, uint64_t start, uint64_t end)
 {
-    struct map_query query = {.size = sizeof(query), .address = area->start};
+    struct map_query query = {.size = sizeof(query), .address = start ? start : end - 1};
     if (ioctl(tracker->maps, QUERY, &query) < 0)
         return errno == ENOTTY;
-    return query.start == area->start && query.end == area->end;
+    return start ? query.start == start : query.end == end;
+}
+
+/* Whether nothing that goes on beyond it would be cut in two by registering the area. */
+static bool is_as_it_was(const struct tracker *tracker, const struct memory_area *area)
+{
+    return is_bound(tracker, area->start, 0) && is_bound(tracker, 0, area->end);
 }
 
 int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)
