@@ -30,9 +30,11 @@ int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
     snprintf(path, sizeof(path), "/proc/%d/maps", pid);
     tracker->maps = open(path, O_RDONLY | O_CLOEXEC);
     int r = page_table_open(&tracker->table, pid);
-    if (r < 0)
+    if (r < 0) {
+        tracker_close(tracker);
         return error_set_errno(err, r == -ESRCH ? FAILURE_NOT_FOUND : FAILURE_SYSTEM, r,
                                "/proc/%d/pagemap", pid);
+    }
     if (!tracker->table.scans) {
         tracker_close(tracker);
         return error_set(err, FAILURE_SYSTEM, "this kernel has no PAGEMAP_SCAN (Linux 6.7)");
