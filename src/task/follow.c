@@ -16,7 +16,7 @@ struct follow_way {
 
 enum { SCAN_TRIES = 100 };
 
-/* Looks at one area; of one that it cannot tell about (-EOPNOTSUPP) criu sends everything. */
+/* Looks at one area. */
 typedef int look_fn(void *with, const struct memory_area *area, struct page_runs *runs);
 
 static int look_at_area(look_fn *look, void *with, const struct memory_area *area,
@@ -27,7 +27,7 @@ static int look_at_area(look_fn *look, void *with, const struct memory_area *are
     do {
         r = look(with, area, runs);
     } while (r == -EAGAIN && --tries > 0);
-    return r == -EOPNOTSUPP ? 0 : r;
+    return r;
 }
 
 enum areas { AREAS_ANONYMOUS = 1, AREAS_OF_FILES = 2 };

@@ -94,6 +94,15 @@ static bool is_as_it_was(const struct tracker *tracker, const struct memory_area
     return is_bound(tracker, area->start, 0) && is_bound(tracker, 0, area->end);
 }
 
+static bool add_area(struct tracker *tracker, const struct memory_area *area)
+{
+    struct uffdio_register ask = {
+        .range = {area->start, area->end - area->start},
+        .mode = UFFDIO_REGISTER_MODE_WP,
+    };
+    return is_as_it_was(tracker, area) && ioctl(tracker->uffd, UFFDIO_REGISTER, &ask) == 0;
+}
+
 int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)
 {
     int r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, PAGE_WRITTEN, runs);
@@ -103,17 +112,16 @@ int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct
      * Some of it is new since the last scan.  What the kernel says of its pages does not count:
      * those that mremap() has moved may be protected from where they were (before Linux 6.13).
      */
-    if (!is_as_it_was(tracker, area))
-        return scan(tracker, area, 0, 0, runs); /* and criu is shown what is not registered */
-    struct uffdio_register ask = {
-        .range = {area->start, area->end - area->start},
-        .mode = UFFDIO_REGISTER_MODE_WP,
-    };
-    if (ioctl(tracker->uffd, UFFDIO_REGISTER, &ask) < 0)
-        return check_alive(tracker) < 0            ? -ESRCH
-               : errno == EINVAL || errno == EPERM ? -EOPNOTSUPP
-                                                   : -errno;
-    return scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, 0, runs);
+    if (add_area(tracker, area))
+        r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, 0, runs);
+    if (r != -EPERM)
+        return r;
+    /*
+     * It is no such thing as can be registered, or changes right now.  A scan that has ended in the
+     * midst has protected pages and told of none, so all that is there is told; criu is shown what
+     * is not registered anyway.
+     */
+    return scan(tracker, area, 0, 0, runs);
 }
 
 int tracker_list(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)

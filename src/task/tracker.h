@@ -45,8 +45,8 @@ int tracker_open(struct tracker *tracker, pid_t pid, struct error *err);
 void tracker_close(struct tracker *tracker);
 
 /*
- * Adds what was written in an area since the last scan to *runs.  0, -EOPNOTSUPP when this area
- * cannot be tracked (and nothing was added), -ESRCH, or another negative errno.
+ * Adds what was written in an area since the last scan to *runs; all that is there where that
+ * cannot be told, each time.  0, -ESRCH, or another negative errno.
  */
 int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs);
 
