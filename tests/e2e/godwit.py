@@ -231,7 +231,7 @@ class Godwit:
 
     def snapshots(self):
         """{id: status} of the image-cache."""
-        return {s["snapshot"]: s for s in self.status() if s["daemon"] == "image-cache" and "snapshot" in s}
+        return {s["snapshot"]: s for s in self.status() if s.get("daemon") == "image-cache" and "snapshot" in s}
 
     def state(self, snapshot):
         return self.snapshots().get(snapshot, {}).get("state")
