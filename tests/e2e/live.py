@@ -6,31 +6,15 @@ import os
 import random
 import re
 import struct
-import subprocess
 import time
-
-import pytest
 
 from bed import SHARED, wait_for, workload
 from failures import comm, program as program_of
-from godwit import ABORTED, REFUSED, program
+from godwit import ABORTED, REFUSED
 
 CACHE_FILES = ("cache.sock", "cache.sock.lock", "image-cache.log", "images", "streamer-serve.sock")
 PAGER = "godwit-pager"
 PATIENCE = 40
-
-
-def offered():
-    """The options of `godwit migrate`, without their dashes."""
-    text = subprocess.run([program(), "migrate", "--help"], capture_output=True, text=True).stdout
-    return set(re.findall(r"--([a-z-]+)", text))
-
-
-def needs(*options):
-    """Skips the test as long as `godwit migrate` has not these options."""
-    missing = [o for o in options if o.lstrip("-") not in offered()]
-    if missing:
-        pytest.skip(f"godwit migrate has no {' '.join(missing)}")
 
 
 def new_seed():

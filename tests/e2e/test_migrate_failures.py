@@ -21,11 +21,10 @@ import pytest
 
 import bed as testbed
 from failures import CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, check_breaks, comm, criu_broke_it, one_line, point_name, program
-from live import PAGER, offered
+from live import PAGER
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
 MOVED, PEER, DOUBT, BUSY, REFUSED, ABORTED = 0, 4, 7, 8, 9, 10
-LIVE = {"max-rounds", "eager"} <= offered()  # rounds before the freeze, and a fill behind it
 FROZEN = 2  # PAGES_EXIST, RUNS_EXIST: what the frames of memory have that are sent in the freeze
 MEMORY = {FRAMES[name] for name in ("PAGES", "PAGE_RUNS") if name in FRAMES}
 
@@ -184,7 +183,7 @@ def point_of(direction, kind, flags):
 
 def spawn_for(lane, kind):
     """The process of a case.  Where memory flows it has more than the sockets hold: so the source is where the frame is."""
-    return lane.spawn(16, dirty=10) if LIVE and kind in {*MEMORY, FRAMES.get("ROUND_END")} else lane.spawn()
+    return lane.spawn(16, dirty=10) if kind in {*MEMORY, FRAMES.get("ROUND_END")} else lane.spawn()
 
 
 def record():
@@ -252,7 +251,7 @@ def test_link(lanes, points, action):
 
 # ---- 2. programs ----
 
-VICTIMS = ["migrate", "criu", "hook", "cache", "keeper", "criu-b", "hook-b", *(["pager", "standby"] if LIVE else [])]
+VICTIMS = ["migrate", "criu", "hook", "cache", "keeper", "criu-b", "hook-b", "pager", "standby"]
 
 
 def victims(lane, migrate, who):
@@ -610,7 +609,6 @@ def restart_cache(lane, migrate):
     lane.start_cache()
 
 
-@pytest.mark.skipif(not LIVE, reason="godwit migrate starts no process before its memory has arrived")
 def test_fill_is_struck(lanes):
     """Killed programs and broken links while the process runs and its memory is still coming: it stays right."""
     cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("migrate", "pager", "standby", "criu-b", "hook-b", "keeper")]

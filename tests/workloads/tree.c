@@ -146,16 +146,12 @@ static void watch_threads(void)
 
 /* ---- the terminal ---- */
 
-static _Noreturn void terminal_main(const char *slave_name)
+static _Noreturn void terminal_main(int fd)
 {
     uint64_t n, expect = 1;
     char line[64];
-    int fd;
 
-    if (setsid() < 0)
-        corrupt("setsid");
-    fd = open(slave_name, O_RDWR);
-    if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) < 0)
+    if (setsid() < 0 || ioctl(fd, TIOCSCTTY, 0) < 0)
         corrupt("controlling terminal");
     for (;; expect++) {
         ssize_t got = read(fd, line, sizeof(line) - 1); /* a line at a time */
@@ -172,21 +168,22 @@ static _Noreturn void terminal_main(const char *slave_name)
     }
 }
 
-static int open_pty(char *slave_name, size_t size)
+/* Returns the master.  A read of it fails while nobody has the slave open. */
+static int open_pty(int *slave)
 {
-    int master = posix_openpt(O_RDWR | O_NOCTTY), slave;
+    int master = posix_openpt(O_RDWR | O_NOCTTY);
     struct termios mode;
+    char name[64];
 
     if (master < 0 || grantpt(master) < 0 || unlockpt(master) < 0 ||
-        ptsname_r(master, slave_name, size) != 0)
+        ptsname_r(master, name, sizeof(name)) != 0)
         corrupt("no pty");
-    slave = open(slave_name, O_RDWR | O_NOCTTY);
-    if (slave < 0 || tcgetattr(slave, &mode) < 0)
+    *slave = open(name, O_RDWR | O_NOCTTY);
+    if (*slave < 0 || tcgetattr(*slave, &mode) < 0)
         corrupt("no pty slave");
     mode.c_lflag &= (tcflag_t) ~(ECHO | ECHONL);
     mode.c_oflag &= (tcflag_t)~OPOST;
-    tcsetattr(slave, TCSANOW, &mode);
-    close(slave);
+    tcsetattr(*slave, TCSANOW, &mode);
     return master;
 }
 
@@ -338,9 +335,8 @@ static void send_round(int out, int in, uint64_t round)
 
 int main(int argc, char **argv)
 {
-    int ring[4][2], parked[2], master;
+    int ring[4][2], parked[2], master, slave;
     pid_t child, threaded, terminal;
-    char slave[64];
 
     if (argc != 2) {
         fprintf(stderr, "usage: tree OUTFILE\n");
@@ -351,7 +347,7 @@ int main(int argc, char **argv)
     parent_pid = getpid();
     signal(SIGPIPE, SIG_IGN);
     make_ring(ring, &child, &threaded);
-    master = open_pty(slave, sizeof(slave));
+    master = open_pty(&slave);
     terminal = child_of_me();
     if (terminal == 0) {
         close(master);
@@ -359,6 +355,7 @@ int main(int argc, char **argv)
         close(ring[1][1]);
         terminal_main(slave);
     }
+    close(slave);
     terminal_sid = terminal;
     prepare_signals();
     if (pipe(parked) < 0)
