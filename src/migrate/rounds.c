@@ -23,7 +23,7 @@ struct round_task {
     bool seen;        /* in the tree at the latest look */
     bool hidden;      /* criu is shown nothing of it */
     struct follower follower;
-    bool fresh;              /* nothing of it has been sent yet */
+    bool fresh;              /* followed, and nothing of it has been sent yet */
     struct page_runs runs;   /* to be read now, and sent */
     struct page_runs copies; /* the same as another's: only to be told */
     struct space *copies_of; /* whose */
@@ -68,7 +68,7 @@ static void task_let_go(struct round_task *task)
 {
     if (task->reading)
         page_reader_close(&task->reader);
-    task->reading = false;
+    task->reading = task->fresh = false;
     follower_close(&task->follower);
     page_runs_free(&task->runs);
     page_runs_free(&task->copies);
