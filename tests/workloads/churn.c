@@ -360,7 +360,7 @@ static void make_world(void)
 }
 
 /* A child's exit status tells whether it found its memory right. */
-static void reap(bool wait)
+static void reap_all(bool wait)
 {
     int status;
 
@@ -376,6 +376,14 @@ static void reap(bool wait)
             wrong("child %d ended with status %#x", (int)pid, status);
         children--;
     }
+}
+
+/* Between a child and its count no thread executes a program, and hands on how many there are. */
+static void reap(bool wait)
+{
+    pthread_rwlock_rdlock(&world);
+    reap_all(wait);
+    pthread_rwlock_unlock(&world);
 }
 
 static unsigned temporary_children(void)
