@@ -30,6 +30,7 @@ static _Noreturn void cache_become(const struct daemon_options *asked)
     close_range(STDERR_FILENO + 1, ~0u, 0); /* the connection is not ours */
     snprintf(log, sizeof(log), "%s/image-cache.log", options.workdir);
     options.accept = options.on_demand = true;
+    options.once = false; /* others may come to share it: it ends when it is idle */
     options.address = "nowhere";
     options.ps_socket = -EBADF;
     options.daemonize = (struct daemonize){.background = true, .log = log, .status_fd = -EBADF};

@@ -135,6 +135,28 @@ def test_two_by_programs_at_once(two):
     b.wait_gone("cache.sock.lock", "image-cache.log")
 
 
+def test_one_of_two_by_programs_is_cancelled(two):
+    """The other, which shares its image-cache, does not notice."""
+    a, b = two
+    stdio = Stdio(b)
+    pids, migrations = [], []
+    for i, rate in enumerate(("1M", "8M")):
+        pids.append(a.host.spawn([workload("selfcheck"), 32, f"{SHARED}/check{i}"]))
+        a.host.wait_text(f"{SHARED}/check{i}", "ok 0", 20)
+        migrations.append(a.begin_migrate(pids[i], stdio.target, "--bandwidth", rate))
+        stdio.serve()
+    b.host.wait_for(lambda: len(b.snapshots()) == 2, 10, "both to be on their way")
+    migrations[0].process.send_signal(signal.SIGINT)
+    migrations[0].end(code=ABORTED)
+    check_memory(a.host, pids[0], f"{SHARED}/check0", 1)
+    assert migrations[1].process.poll() is None, "the other was over before: it has to be slower"
+    migrations[1].end()
+    check_memory(b.host, pids[1], f"{SHARED}/check1", 1)
+    for p in stdio.running:
+        p.wait(10)
+    b.wait_gone("cache.sock.lock", "image-cache.log")
+
+
 def test_program_is_killed_while_it_holds(two):
     """ssh dies at the worst moment: the image-cache does not, and the source calls again."""
     a, b = two
