@@ -64,8 +64,8 @@ enum godwit_flags {
     GODWIT_STOP_AND_COPY = 16,   /* no rounds: the process stands still while it is copied */
     GODWIT_EAGER = 32,           /* it runs there once all of its memory is in place */
     GODWIT_STRICT = 64,          /* abort when the target for the downtime cannot be met */
-    GODWIT_VERIFY = 256,         /* compare all that was copied, before the decision */
     GODWIT_NO_SCAN_FILTER = 128, /* criu dumps all memory, also what has been copied before */
+    GODWIT_VERIFY = 256,         /* compare all that was copied, before the decision */
 };
 
 /* How it is told what the process has written since the round before. */

@@ -5,11 +5,14 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 int write_all(int fd, const void *buf, size_t len)
 {
@@ -52,6 +55,25 @@ int set_nonblocking(int fd, bool on)
         return -errno;
     flags = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
     return fcntl(fd, F_SETFL, flags) < 0 ? -errno : 0;
+}
+
+static int compare_ints(const void *a, const void *b)
+{
+    return *(const int *)a < *(const int *)b ? -1 : *(const int *)a > *(const int *)b;
+}
+
+void close_all_but(int *keep, size_t count)
+{
+    unsigned from = 0;
+    qsort(keep, count, sizeof(*keep), compare_ints);
+    for (size_t i = 0; i < count; i++) {
+        if (keep[i] < 0)
+            continue;
+        if ((unsigned)keep[i] > from)
+            syscall(SYS_close_range, from, keep[i] - 1, 0);
+        from = MAX(from, (unsigned)keep[i] + 1);
+    }
+    syscall(SYS_close_range, from, ~0u, 0);
 }
 
 static int address_at(int dirfd, const char *name, struct sockaddr_un *ret)

@@ -14,6 +14,10 @@ int read_all(int fd, void *buf, size_t len);
 
 int set_nonblocking(int fd, bool on);
 
+/* Closes all descriptors of the process but these, in any order, which are sorted; negative ones
+ * stand for none. */
+void close_all_but(int *keep, size_t count);
+
 /*
  * A name inside an open directory as an address for a UNIX socket.  sun_path holds 108 bytes and a
  * work-dir may be longer, so the address goes through /proc/self/fd.  0, or a negative errno.

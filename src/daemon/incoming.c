@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "criu/lazy.h"
 #include "criu/process.h"
 #include "daemon/cache.h"
 #include "pager/pager.h"
@@ -118,7 +119,7 @@ static void remove_directory(int workdir, const char *name, bool keep_log)
     if (dirfd < 0)
         return;
     unlinkat(dirfd, "stats-restore", 0);
-    unlinkat(dirfd, "lazy-pages.socket", 0);
+    unlinkat(dirfd, LAZY_SOCKET, 0);
     if (!keep_log)
         unlinkat(dirfd, "restore.log", 0);
     close_fd(dirfd);
@@ -195,8 +196,7 @@ static void incoming_kill(const struct incoming *incoming, const struct pager_vi
               (unsigned long long)view->pages, view->text[0] ? view->text : "it was killed");
 }
 
-/* Before it runs, all of it can be built once more.  Whether that is necessary: criu is told to
- * end.
+/* Before it runs, all of it can be built once more.  Whether that has to be: criu is told to end.
  */
 static bool incoming_check_pager(struct incoming *incoming)
 {
@@ -235,12 +235,6 @@ static void incoming_check_fill(struct incoming *incoming)
     incoming_remove_directory(incoming);
     if (snapshot->settled)
         incoming_over(incoming, true);
-}
-
-static void incoming_finished(struct incoming *incoming)
-{
-    incoming->snapshot->filling = true;
-    incoming_check_fill(incoming);
 }
 
 static void incoming_runs(struct incoming *incoming)
@@ -324,7 +318,7 @@ static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *u
     if (status == 0)
         incoming_runs(incoming);
     if (incoming->running_usec)
-        incoming_finished(incoming);
+        incoming_check_fill(incoming);
     else if (incoming->dropping)
         incoming_over(incoming, true);
     else
@@ -613,7 +607,7 @@ static void incoming_check_started(struct incoming *incoming)
     bool there = task_started((pid_t)snapshot->pid) != 0;
     if (there && !incoming->orphaned) { /* or the keeper would have killed it */
         incoming_runs(incoming);
-        incoming_finished(incoming);
+        incoming_check_fill(incoming);
         return;
     }
     struct error err;
@@ -697,7 +691,7 @@ void incomings_load(struct cache *cache)
         log_info(&cache->daemon.log, "snapshot %s: of an earlier image-cache, %s", s->id,
                  snapshot_state_name(s->state));
         if (incoming && s->state == SNAPSHOT_RESTORED)
-            incoming_finished(incoming); /* which may be the end of both */
+            incoming_check_fill(incoming); /* which may be the end of both */
     }
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "migrate/converge.h"
 
-/* Measured with bench/downtime --stages: criu's start and end, and its reading of smaps and
- * pagemaps. */
+/* criu's start and end, and its reading of smaps and pagemaps, as the best machine has them.  Where
+ * bench/downtime --stages shows more (docs/live-migration.md), predictions are low by that much. */
 #define FIXED_USEC (45 * USEC_PER_MSEC)
 #define FIXED_USEC_PER_GIB (35 * USEC_PER_MSEC)
 

@@ -57,7 +57,7 @@ struct sender {
     struct space **spaces;
     size_t space_count, space_room;
 
-    uint32_t last_item, images, spaces_sent;
+    uint32_t last_item, images;
     uint64_t bytes; /* of items that have ended */
 };
 

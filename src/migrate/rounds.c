@@ -151,12 +151,10 @@ static int task_look(struct round_task *task)
 
 static int task_follow(struct rounds *rounds, struct round_task *task, struct error *err)
 {
-    struct rounds_stats *stats = &rounds->stats;
     if (follower_open(&task->follower, task->pid, rounds->kind, err) < 0)
         return -1;
-    stats->stopped_nsec = MAX(stats->stopped_nsec, follower_stopped_nsec(&task->follower));
     if (err->text[0])
-        stats->why_compared = *err;
+        rounds->stats.why_compared = *err;
     task->fresh = true;
     return 0;
 }
@@ -233,7 +231,6 @@ static void note_zero(struct rounds *rounds, uint64_t vaddr)
     else
         put_run(rounds->zeros + rounds->zero_runs++ * WIRE_RUN_BYTES, vaddr, 1);
     rounds->zeros_end = vaddr + PAGE_BYTES;
-    rounds->stats.zero_pages++;
 }
 
 enum page_fate { PAGE_AS_IT_WAS, PAGE_OF_ZEROS, PAGE_TO_SEND };
@@ -442,7 +439,6 @@ static void find_copies(struct rounds *rounds, struct round_task *task)
     page_runs_free(&task->runs);
     task->runs = rest;
     task->copies_of = task_space(rounds, parent);
-    rounds->stats.copied_pages += task->copies.pages;
 }
 
 /* Encodes runs of a list from *at on, as many as go into a batch; how many bytes that are. */

@@ -188,7 +188,6 @@ static void sender_end_spaces(struct sender *sender)
 {
     for (size_t i = 0; i < sender->space_count; i++)
         item_end(sender, &sender->spaces[i]->item, FRAME_SPACE_END, sender->spaces[i]->listed);
-    sender->spaces_sent += (uint32_t)sender->space_count;
 }
 
 static void sender_free_spaces(struct sender *sender)
@@ -276,11 +275,11 @@ void sender_check_end(struct sender *sender)
         rounds_door_is_busy(sender->rounds) || sender->directory || sender->pipes)
         return;
     sender_end_spaces(sender);
-    sender_free_spaces(sender);
     Godwit__Pb__SnapshotEnd message = GODWIT__PB__SNAPSHOT_END__INIT;
     message.images = sender->images;
-    message.spaces = sender->spaces_sent;
+    message.spaces = (uint32_t)sender->space_count;
     message.bytes = sender->bytes;
+    sender_free_spaces(sender);
     link_send(sender->link, FRAME_SNAPSHOT_END, sender->session, 0, &message.base);
     sender->end_sent = true;
     sender_enter(sender, SENDER_ENDING);

@@ -159,9 +159,3 @@ uint64_t fill_map_above(const struct fill_map *map, uint64_t vaddr)
     }
     return low;
 }
-
-const struct fill_map_entry *fill_map_find(const struct fill_map *map, uint64_t vaddr)
-{
-    uint64_t i = fill_map_above(map, vaddr);
-    return i < map->count && map->entries[i].vaddr <= vaddr ? &map->entries[i] : NULL;
-}

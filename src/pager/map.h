@@ -68,8 +68,5 @@ int fill_map_check(const void *bytes, size_t length, struct fill_map *ret, struc
 int fill_map_open(struct fill_map *map, int fd, struct error *err);
 void fill_map_close(struct fill_map *map); /* also one that was never opened but zeroed */
 
-/* The entry that holds the address, or NULL. */
-const struct fill_map_entry *fill_map_find(const struct fill_map *map, uint64_t vaddr);
-
 /* Index of the first entry that ends above the address; count if there is none. */
 uint64_t fill_map_above(const struct fill_map *map, uint64_t vaddr);

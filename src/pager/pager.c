@@ -94,30 +94,18 @@ struct start {
     int state_fd, listener, imagefd, workdir, ready;
 };
 
-static int compare_ints(const void *a, const void *b)
-{
-    return *(const int *)a < *(const int *)b ? -1 : *(const int *)a > *(const int *)b;
-}
-
 /* Closes what is not ours. */
 static void keep_only(struct start *start)
 {
     int *ours[] = {&start->state_fd, &start->listener, &start->imagefd, &start->workdir,
                    &start->ready};
-    int sorted[ARRAY_SIZE(ours)];
+    int keep[STDERR_FILENO + 1 + ARRAY_SIZE(ours)] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
     for (size_t i = 0; i < ARRAY_SIZE(ours); i++) {
         if (*ours[i] <= STDERR_FILENO) /* a caller without standard descriptors */
             *ours[i] = fcntl(*ours[i], F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-        sorted[i] = *ours[i];
+        keep[STDERR_FILENO + 1 + i] = *ours[i];
     }
-    qsort(sorted, ARRAY_SIZE(sorted), sizeof(sorted[0]), compare_ints);
-    unsigned from = STDERR_FILENO + 1;
-    for (size_t i = 0; i < ARRAY_SIZE(sorted); i++) {
-        if ((unsigned)sorted[i] > from)
-            syscall(SYS_close_range, from, sorted[i] - 1, 0);
-        from = MAX(from, (unsigned)sorted[i] + 1);
-    }
-    syscall(SYS_close_range, from, ~0u, 0);
+    close_all_but(keep, ARRAY_SIZE(keep));
 }
 
 /* What the caller has mapped of files: a deleted one would take its memory as long as we live. */

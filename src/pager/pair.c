@@ -91,11 +91,6 @@ _Noreturn void pair_end(struct pager *pager)
 
 /* ---- taking over ---- */
 
-static int compare_ints(const void *a, const void *b)
-{
-    return *(const int *)a < *(const int *)b ? -1 : *(const int *)a > *(const int *)b;
-}
-
 static size_t known_descriptors(const struct pager *pager, int *known)
 {
     const struct book *book = pager->book;
@@ -134,17 +129,7 @@ static void sweep(const struct pager *pager)
     int *known = malloc(KNOWN_MAX * sizeof(*known));
     if (!known)
         return; /* they are few, and do no harm */
-    size_t count = known_descriptors(pager, known);
-    qsort(known, count, sizeof(*known), compare_ints);
-    unsigned from = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (known[i] < 0)
-            continue;
-        if ((unsigned)known[i] > from)
-            syscall(SYS_close_range, from, known[i] - 1, 0);
-        from = MAX(from, (unsigned)known[i] + 1);
-    }
-    syscall(SYS_close_range, from, ~0u, 0);
+    close_all_but(known, known_descriptors(pager, known));
     free(known);
 }
 

@@ -2,7 +2,6 @@
 #include "task/follow.h"
 
 struct follow_way {
-    const char *name;
     bool hides;
     int (*open)(struct follower *follower, struct error *err);
     void (*close)(struct follower *follower);
@@ -46,6 +45,14 @@ static int look_at_areas(pid_t pid, unsigned which, look_fn *look, void *with,
             r = look_at_area(look, with, area, runs);
     }
     memory_map_free(&map);
+    return r;
+}
+
+static int add_all(struct page_runs *to, const struct page_runs *from)
+{
+    int r = 0;
+    for (size_t i = 0; i < from->count && r == 0; i++)
+        r = page_runs_add(to, from->list[i].start, from->list[i].pages, from->list[i].anonymous);
     return r;
 }
 
@@ -106,12 +113,11 @@ static int uffd_scan_missed(struct follower *follower, const struct page_runs *m
 static int uffd_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
 {
     struct tracker *tracker = &follower->tracker;
+    page_runs_free(runs);
     int r = look_at_areas(follower->pid, AREAS_ANONYMOUS, look_list, tracker, list);
     if (r == 0)
-        r = look_at_areas(follower->pid, AREAS_OF_FILES, look_list_tracked, tracker, list);
-    if (r == 0)
         r = look_at_areas(follower->pid, AREAS_OF_FILES, look_list_tracked, tracker, runs);
-    return r;
+    return r < 0 ? r : add_all(list, runs);
 }
 
 /* ---- compare ---- */
@@ -164,9 +170,7 @@ static int compare_list(struct follower *follower, struct page_runs *list, struc
 {
     page_runs_free(runs);
     int r = list_all(follower->pid, list);
-    for (size_t i = 0; i < list->count && r == 0; i++)
-        r = page_runs_add(runs, list->list[i].start, list->list[i].pages, list->list[i].anonymous);
-    return r;
+    return r < 0 ? r : add_all(runs, list);
 }
 
 /* ---- the ways ---- */
@@ -177,15 +181,13 @@ static const struct {
     struct follow_way way;
 } ways[] = {
     {FOLLOW_UFFD_WP,
-     {.name = "uffd-wp",
-      .open = uffd_open,
+     {.open = uffd_open,
       .close = uffd_close,
       .scan = uffd_scan,
       .scan_missed = uffd_scan_missed,
       .list = uffd_list}},
     {FOLLOW_COMPARE,
-     {.name = "compare",
-      .hides = true,
+     {.hides = true,
       .open = compare_open,
       .close = compare_close,
       .scan = compare_scan,
@@ -220,16 +222,6 @@ void follower_close(struct follower *follower)
 bool follower_hides(const struct follower *follower)
 {
     return follower->way && follower->way->hides;
-}
-
-const char *follower_name(const struct follower *follower)
-{
-    return follower->way ? follower->way->name : "";
-}
-
-uint64_t follower_stopped_nsec(const struct follower *follower)
-{
-    return follower->tracker.stopped_nsec;
 }
 
 int follower_scan(struct follower *follower, struct page_runs *runs)

@@ -44,12 +44,6 @@ void follower_close(struct follower *follower); /* also one that is closed */
 /* Whether criu must not be shown what this process has. */
 bool follower_hides(const struct follower *follower);
 
-/* "uffd-wp" */
-const char *follower_name(const struct follower *follower);
-
-/* How long a thread stood still for the opening. */
-uint64_t follower_stopped_nsec(const struct follower *follower);
-
 /* Adds what is to be read and, where follower_wants() it, sent.  0, -ESRCH when this memory has
  * gone (and the process may have another), or another negative errno. */
 int follower_scan(struct follower *follower, struct page_runs *runs);
@@ -69,6 +63,6 @@ int follower_divide(const struct follower *follower, const struct follower *othe
 /* Whether this page, which has just been read, has to be sent; it counts as sent from now on. */
 bool follower_wants(struct follower *follower, uint64_t vaddr, bool anonymous, const void *page);
 
-/* The process stands still: what exists that was sent, or will be, through this follower; and what
- * is to be read now.  0 or a negative errno. */
+/* The process stands still: what exists that was sent, or will be, through this follower, is added
+ * to *list; and *runs becomes what is to be read now.  0 or a negative errno. */
 int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs);

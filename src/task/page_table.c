@@ -20,11 +20,14 @@ struct pagemap_scan {
 
 enum {
     REGIONS = 4096,
-    ENTRIES = 4096, /* in one reading */
+    ENTRIES = 4096,     /* in one reading */
+    DIVIDE_PAGES = 512, /* compared at once */
 };
 
 /* An entry of the file, see Documentation/admin-guide/mm/pagemap.rst. */
 #define ENTRY_FRAME ((1ull << 55) - 1)
+#define ENTRY_EXCLUSIVE (1ull << 56)
+#define ENTRY_PROTECTED (1ull << 57)
 #define ENTRY_GUARD (1ull << 58)
 #define ENTRY_FILE (1ull << 61)
 #define ENTRY_SWAPPED (1ull << 62)
@@ -78,15 +81,19 @@ int page_table_scan(struct page_table *table, const struct memory_area *area, ui
 
 /* ---- reading ---- */
 
+/* Reads the entries of the pages from an address on.  How many there are, or a negative errno. */
+static ssize_t read_entries(int fd, uint64_t vaddr, uint64_t pages, uint64_t *entries)
+{
+    ssize_t n = pread(fd, entries, pages * sizeof(*entries),
+                      (off_t)(vaddr / PAGE_BYTES * sizeof(*entries)));
+    return n < 0 ? -errno : n / (ssize_t)sizeof(*entries);
+}
+
 static uint64_t own_entry(const volatile uint8_t *page)
 {
-    uint64_t entry = 0;
-    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    if (fd >= 0 && pread(fd, &entry, sizeof(entry),
-                         (off_t)((uintptr_t)page / PAGE_BYTES * sizeof(entry))) != sizeof(entry))
-        entry = 0;
-    close_fd(fd);
-    return entry;
+    uint64_t entry;
+    _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    return read_entries(fd, (uintptr_t)page, 1, &entry) == 1 ? entry : 0;
 }
 
 /* Needs CAP_SYS_ADMIN, without which pages of zeros are taken for pages like others. */
@@ -113,18 +120,15 @@ static int read_area(struct page_table *table, const struct memory_area *area,
                      struct page_runs *runs)
 {
     for (uint64_t at = area->start; at < area->end;) {
-        size_t count = MIN((area->end - at) / PAGE_BYTES, ENTRIES);
-        ssize_t n = pread(table->fd, table->entries, count * sizeof(*table->entries),
-                          (off_t)(at / PAGE_BYTES * sizeof(*table->entries)));
+        uint64_t count = MIN((area->end - at) / PAGE_BYTES, ENTRIES);
+        ssize_t n = read_entries(table->fd, at, count, table->entries);
         if (n <= 0)
-            return n == 0 ? 0 : errno == EINTR ? -EAGAIN : -errno; /* 0: this memory has gone */
-        count = (size_t)n / sizeof(*table->entries);
-        for (size_t i = 0; i < count; i++) {
+            return n == -EINTR ? -EAGAIN : (int)n; /* 0: this memory has gone */
+        for (ssize_t i = 0; i < n; i++, at += PAGE_BYTES) {
             if (entry_exists(table, table->entries[i]) &&
-                page_runs_add(runs, at + i * PAGE_BYTES, 1, area->anonymous) < 0)
+                page_runs_add(runs, at, 1, area->anonymous) < 0)
                 return -ENOMEM;
         }
-        at += count * PAGE_BYTES;
     }
     return 0;
 }
@@ -170,27 +174,10 @@ int page_table_list(struct page_table *table, const struct memory_area *area,
 
 /* ---- memory that two processes share ---- */
 
-enum { DIVIDE_PAGES = 512 };
-
-/* Entries of /proc/PID/pagemap, see the kernel's documentation of it. */
-#define ENTRY_FRAME ((1ull << 55) - 1)
-#define ENTRY_EXCLUSIVE (1ull << 56)
-#define ENTRY_PROTECTED (1ull << 57)
-#define ENTRY_PRESENT (1ull << 63)
-
 static bool is_same(uint64_t entry, uint64_t other)
 {
     return entry & other & ENTRY_PRESENT && other & ENTRY_PROTECTED && entry & ENTRY_FRAME &&
            (entry & ENTRY_FRAME) == (other & ENTRY_FRAME);
-}
-
-/* How many of the next entries there are, or a negative errno. */
-static ssize_t read_entries(const struct page_table *table, uint64_t vaddr, uint64_t pages,
-                            uint64_t entries[DIVIDE_PAGES])
-{
-    ssize_t n = pread(table->fd, entries, MIN(pages, DIVIDE_PAGES) * sizeof(entries[0]),
-                      (off_t)(vaddr / PAGE_BYTES * sizeof(entries[0])));
-    return n < 0 ? -errno : n / (ssize_t)sizeof(entries[0]);
 }
 
 int page_table_divide(const struct page_table *table, const struct page_table *other,
@@ -200,9 +187,9 @@ int page_table_divide(const struct page_table *table, const struct page_table *o
     for (size_t i = 0; i < runs->count; i++) {
         const struct page_run *run = &runs->list[i];
         for (uint64_t done = 0; done < run->pages;) {
-            uint64_t vaddr = run->start + done * PAGE_BYTES, left = run->pages - done;
-            ssize_t n = read_entries(table, vaddr, left, mine);
-            ssize_t m = n > 0 ? read_entries(other, vaddr, (uint64_t)n, theirs) : n;
+            uint64_t vaddr = run->start + done * PAGE_BYTES;
+            ssize_t n = read_entries(table->fd, vaddr, MIN(run->pages - done, DIVIDE_PAGES), mine);
+            ssize_t m = n > 0 ? read_entries(other->fd, vaddr, (uint64_t)n, theirs) : n;
             if (n <= 0 || m != n)
                 return n < 0 ? (int)n : m < 0 ? (int)m : -EIO;
             for (ssize_t k = 0; k < n; k++) {
@@ -225,8 +212,8 @@ bool pages_are_shared(pid_t pid, const struct page_runs *runs)
     bool shared = false;
     for (size_t i = 0; i < SAMPLES && runs->count > 0 && !shared; i++) {
         const struct page_run *run = &runs->list[i * runs->count / SAMPLES];
-        uint64_t page = run->start / PAGE_BYTES + run->pages * i / SAMPLES, entry;
-        if (pread(fd, &entry, sizeof(entry), (off_t)(page * sizeof(entry))) != sizeof(entry))
+        uint64_t vaddr = run->start + run->pages * i / SAMPLES * PAGE_BYTES, entry;
+        if (read_entries(fd, vaddr, 1, &entry) != 1)
             return false;
         shared = entry & ENTRY_PRESENT && !(entry & ENTRY_EXCLUSIVE);
     }
