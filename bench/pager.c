@@ -184,8 +184,7 @@ int main(int argc, char **argv)
     struct error err;
     int dir = argc > 2 ? open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (dir < 0) {
-        fprintf(stderr,
-                "usage: bench-pager images|blank|start|look|release|stop DIR [PIECE|WORKDIR]\n");
+        fprintf(stderr, "usage: bench-pager images|blank|start|look|release DIR [PIECE|WORKDIR]\n");
         return 2;
     }
     if (strcmp(argv[1], "images") == 0)
@@ -194,13 +193,14 @@ int main(int argc, char **argv)
         return each_task(dir, blank_images_of, 0);
     if (strcmp(argv[1], "look") == 0)
         return look(dir);
-    if (strcmp(argv[1], "release") == 0)
+    if (strcmp(argv[1], "release") == 0) {
         pager_release(dir);
-    else if (strcmp(argv[1], "stop") == 0)
-        pager_stop(dir);
-    else if (argc > 3 && pager_start(dir, dir, argv[3], &err) < 0)
-        fprintf(stderr, "%s\n", err.text);
-    else
-        return argc > 3 ? 0 : 2;
-    return 0;
+        return 0;
+    }
+    if (strcmp(argv[1], "start") != 0 || argc < 4)
+        return 2;
+    if (pager_start(dir, dir, argv[3], &err) == 0)
+        return 0;
+    fprintf(stderr, "%s\n", err.text);
+    return 1;
 }

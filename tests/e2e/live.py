@@ -198,6 +198,11 @@ def pagers(side):
     return [pid for pid in side.host.pids() if comm(side.host, pid) == PAGER and side.host.pid_alive(pid)]
 
 
+def filling(side):
+    """Whether a process runs there whose memory is still coming."""
+    return any(s["state"] == "filling" for s in side.snapshots().values())
+
+
 class Told:
     """The lines of `godwit migrate --json`."""
 
@@ -211,16 +216,12 @@ class Told:
 
     @property
     def rounds(self):
-        """The number of the last round before the freeze; None when it does not tell."""
-        numbers = [line["round"] for line in self.lines if "round" in line]
-        return self.last.get("rounds", max(numbers) if numbers else None)
+        """How many rounds there were before the freeze; None: it was stop and copy."""
+        return self.last.get("rounds")
 
     def rate_of_rounds(self):
         """Bytes a second between the first and last line of the phase in which memory flows while the process runs."""
-        marked = [line for line in self.lines if "round" in line and "ram" in line]
-        lines = marked or [line for line in self.lines if line.get("status") == "active"]
+        lines = [line for line in self.lines if line.get("status") == "active"]
         assert len(lines) > 2, f"too few lines to tell a rate: {self.lines}"
         first, last = lines[0], lines[-1]
         return (last["ram"]["transferred"] - first["ram"]["transferred"]) / (last["total-time"] - first["total-time"]) * 1000
-
-

@@ -9,7 +9,6 @@ GODWIT_SEED=N repeats the random ones.
 import os
 import random
 import signal
-import threading
 import time
 
 import pytest

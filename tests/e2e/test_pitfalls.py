@@ -385,6 +385,19 @@ def test_interrupted_dump_lets_the_process_run(pair):
 # ---- descriptors and memory ----
 
 
+def steady_fds(pair):
+    """What both daemons hold when what was before has been closed: the same for half a second."""
+    seen = [{d: d.fds() for d in (pair.proxy, pair.cache)}]
+
+    def steady():
+        time.sleep(0.1)
+        seen.append({d: d.fds() for d in seen[0]})
+        return len(seen) > 5 and all(s == seen[-1] for s in seen[-6:])
+
+    pair.a.host.wait_for(steady, 10, lambda: f"{seen[-6:]} to stay as they are")
+    return seen[-1]
+
+
 def test_fds_do_not_leak(pair):
     """30 migrations: both daemons hold as many descriptors as before, and hardly more memory."""
     def migrate(n):
@@ -396,7 +409,7 @@ def test_fds_do_not_leak(pair):
     def settled(daemon, want):
         return pair.a.host.wait_for(lambda: daemon.fds() == want, 5, lambda: f"{daemon.fds()} to be {want}")
 
-    before = {d: d.fds() for d in (pair.proxy, pair.cache)}
+    before = steady_fds(pair)
     migrate(10)
     rss = {d: d.rss() for d in before}
     migrate(20)
@@ -407,7 +420,7 @@ def test_fds_do_not_leak(pair):
 
 def test_fds_do_not_leak_on_errors(pair):
     """The ways that end early give theirs back, too."""
-    before = {d: d.fds() for d in (pair.proxy, pair.cache)}
+    before = steady_fds(pair)
     ghost = pair.a.host.spawn([workload("ghost"), f"{SHARED}/ghost", "2"])
     pair.a.host.wait_text(f"{SHARED}/ghost", "ok 0")
     counter = pair.counter()

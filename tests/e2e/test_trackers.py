@@ -87,8 +87,3 @@ def test_one_of_a_tree(lacking):
     there = lacking.there.host
     there.kill(child, signal.SIGCONT)
     lacking.arrived(churn)
-
-
-def test_unknown(lacking):
-    churn = start(lacking)
-    lacking.here.run("migrate", "-t", churn.pid, lacking.there.host.address, "--tracker", "guess", code=2)

@@ -125,5 +125,5 @@ int main(void)
         cmocka_unit_test(a_small_round),
         cmocka_unit_test(nothing_at_all),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -604,7 +604,8 @@ static pid_t lacking(void *user)
     void *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     struct uffdio_register area = {.range = {(uintptr_t)page, PAGE_BYTES},
                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
-    return fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &area) < 0;
+    return fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0 || ioctl(fd, UFFDIO_REGISTER, &area) < 0 ? -1
+                                                                                              : 0;
 }
 
 static void missing_pages(void **state)
@@ -616,7 +617,7 @@ static void missing_pages(void **state)
 
 static pid_t reads_directly(void *user)
 {
-    return open(user, O_RDWR | O_DIRECT | O_CLOEXEC) < 0;
+    return open(user, O_RDWR | O_DIRECT | O_CLOEXEC) < 0 ? -1 : 0;
 }
 
 static void direct_io(void **state)

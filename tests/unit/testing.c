@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "testing.h"
 
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
 
 static unsigned skipped;
 
@@ -20,6 +24,14 @@ uint64_t test_random(uint64_t *state)
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return z ^ z >> 31;
+}
+
+bool kernel_writes_async(void)
+{
+    enum { WP_ASYNC = 1 << 15 }; /* UFFD_FEATURE_WP_ASYNC, from Linux 6.7 on */
+    _cleanup_close_ int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    struct uffdio_api api = {.api = UFFD_API, .features = WP_ASYNC};
+    return fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0;
 }
 
 void test_skip(const char *why)

@@ -22,6 +22,10 @@ uint64_t test_random(uint64_t *state);
 /* Leaves the present test, and lets the program exit 77. */
 _Noreturn void test_skip(const char *why);
 
+/* Whether the kernel has userfaultfd with asynchronous write protection: without it, a test of that
+ * is skipped; with it, it has to pass. */
+bool kernel_writes_async(void);
+
 /* Exit status of the program from what cmocka_run_group_tests() says. */
 int test_exit(int failed);
 

@@ -24,7 +24,6 @@
  * is the board, whose pages have locks.
  */
 #include "churn.h"
-#include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
@@ -537,8 +536,8 @@ static _Noreturn void exec_small(struct worker *w)
     exec_with(argv);
 }
 
-/* 0, or what is wrong with the text. */
-static const char *take_state(void)
+/* Whether the text is one. */
+static bool take_state(void)
 {
     uint64_t numbers[4 + THREADS_MAX] = {0};
     char *end = (char *)options.state;
@@ -550,14 +549,14 @@ static const char *take_state(void)
             end++;
     }
     if (*end || n != 4 + options.threads)
-        return options.state;
+        return false;
     options.seed = numbers[0];
     executions = numbers[1];
     until_ns = numbers[2];
     children = (unsigned)numbers[3];
     for (size_t i = 0; i < options.threads; i++)
         workers[i].steps = numbers[4 + i];
-    return NULL;
+    return true;
 }
 
 /* ---- the loop of a thread, and of a child ---- */
@@ -848,7 +847,7 @@ static void begin(const char *out)
     if (small)
         return;
     if (options.state) {
-        if (take_state())
+        if (!take_state())
             wrong("what was handed over is damaged: %s", options.state);
     } else {
         options.seed = options.seed ? options.seed : now_ns() % 1000000000;

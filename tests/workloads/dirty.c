@@ -12,9 +12,9 @@
  */
 #include <pthread.h>
 
-#include "workload.h"
+#include "pages.h"
 
-enum { PAGE = 4096, WORDS = PAGE / 8, TICK_USEC = 1000, BEAT_USEC = 500 };
+enum { WORDS = PAGE_WORDS, TICK_USEC = 1000, BEAT_USEC = 500 };
 
 #define MISSED_NSEC 10000000 /* what is not written for longer than this is not made up for */
 
@@ -50,11 +50,18 @@ static void fill(void)
     for (size_t page = 0; page < here.pages; page++) {
         uint64_t *words = page_at(page), key = mix(page);
 
+        page_fill(words, key);
         words[0] = key;
         words[1] = 0;
-        for (size_t i = 2; i < WORDS; i++)
-            words[i] = (key += 0x9e3779b97f4a7c15) * 0xbf58476d1ce4e5b9;
     }
+}
+
+static bool is_right(const uint64_t *words, uint64_t key)
+{
+    uint64_t want[WORDS];
+
+    page_fill(want, key);
+    return words[0] == key && memcmp(words + 2, want + 2, PAGE - 16) == 0;
 }
 
 static size_t count_bad(void)
@@ -63,7 +70,7 @@ static size_t count_bad(void)
     uint64_t written = 0;
 
     for (size_t page = 0; page < here.pages; page++) {
-        bad += page_at(page)[0] != mix(page);
+        bad += !is_right(page_at(page), mix(page));
         written += page_at(page)[1];
     }
     return bad || written == here.written ? bad : 1; /* a page with an older content */
