@@ -6,7 +6,7 @@ struct follow_way {
     int (*open)(struct follower *follower, struct error *err);
     void (*close)(struct follower *follower);
     int (*scan)(struct follower *follower, struct page_runs *runs);
-    int (*scan_missed)(struct follower *follower, const struct page_runs *missed,
+    int (*scan_missed)(struct follower *follower, struct page_runs *missed,
                        struct page_runs *runs); /* NULL: no need */
     bool (*wants)(struct follower *follower, uint64_t vaddr, bool anonymous,
                   const void *page); /* NULL: all */
@@ -88,22 +88,41 @@ static int uffd_scan(struct follower *follower, struct page_runs *runs)
     return look_at_areas(follower->pid, AREAS_ANONYMOUS, look_scan, &follower->tracker, runs);
 }
 
-/*
- * What could not be read is protected all the same, and no scan would tell of it again: what of it
- * exists now is to be sent.  Mostly nothing, for it has been unmapped.
- */
-static int uffd_scan_missed(struct follower *follower, const struct page_runs *missed,
-                            struct page_runs *runs)
+struct missed {
+    struct tracker *tracker;
+    const struct page_runs *runs;
+};
+
+static int look_missed(void *with, const struct memory_area *area, struct page_runs *runs)
 {
+    const struct missed *missed = with;
     int r = 0;
-    for (size_t i = 0; i < missed->count && r == 0; i++) {
-        const struct page_run *run = &missed->list[i];
-        struct memory_area area = {.start = run->start,
-                                   .end = run->start + run->pages * PAGE_BYTES,
-                                   .anonymous = run->anonymous};
-        r = look_at_area(look_list, &follower->tracker, &area, runs);
+    for (size_t i = page_runs_seek(missed->runs, area->start); r == 0 && i < missed->runs->count;
+         i++) {
+        const struct page_run *run = &missed->runs->list[i];
+        struct memory_area part = *area;
+        part.start = MAX(area->start, run->start);
+        part.end = MIN(area->end, run->start + run->pages * PAGE_BYTES);
+        if (part.start >= part.end)
+            break;
+        r = tracker_list(missed->tracker, &part, runs);
     }
     return r;
+}
+
+/*
+ * What could not be read is protected all the same, and no scan would tell of it again: what of it
+ * exists now is to be sent.  Mostly nothing, for it has been unmapped.  What it was does not count:
+ * a file may be there by now.
+ */
+static int uffd_scan_missed(struct follower *follower, struct page_runs *missed,
+                            struct page_runs *runs)
+{
+    struct missed with = {.tracker = &follower->tracker, .runs = missed};
+    if (missed->count == 0)
+        return 0;
+    page_runs_sort(missed);
+    return look_at_areas(follower->pid, AREAS_ANONYMOUS, look_missed, &with, runs);
 }
 
 /*
@@ -229,7 +248,7 @@ int follower_scan(struct follower *follower, struct page_runs *runs)
     return follower->way->scan(follower, runs);
 }
 
-int follower_scan_missed(struct follower *follower, const struct page_runs *missed,
+int follower_scan_missed(struct follower *follower, struct page_runs *missed,
                          struct page_runs *runs)
 {
     return follower->way->scan_missed ? follower->way->scan_missed(follower, missed, runs) : 0;

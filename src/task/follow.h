@@ -48,8 +48,8 @@ bool follower_hides(const struct follower *follower);
  * gone (and the process may have another), or another negative errno. */
 int follower_scan(struct follower *follower, struct page_runs *runs);
 
-/* The same for what was told by the last scan and could not be read. */
-int follower_scan_missed(struct follower *follower, const struct page_runs *missed,
+/* The same for what was told by the last scan and could not be read, which is sorted. */
+int follower_scan_missed(struct follower *follower, struct page_runs *missed,
                          struct page_runs *runs);
 
 /*

@@ -114,8 +114,33 @@ static uint64_t run_end(const struct page_run *run)
     return run->start + run->pages * PAGE_BYTES;
 }
 
-/* Index of the first run that ends above an address. */
-static size_t page_runs_seek(const struct page_runs *runs, uint64_t address)
+static int compare_starts(const void *one, const void *other)
+{
+    const struct page_run *a = one, *b = other;
+    return a->start < b->start ? -1 : a->start > b->start;
+}
+
+void page_runs_sort(struct page_runs *runs)
+{
+    size_t count = 0;
+    if (runs->count > 1)
+        qsort(runs->list, runs->count, sizeof(*runs->list), compare_starts);
+    runs->pages = 0;
+    for (size_t i = 0; i < runs->count; i++) {
+        struct page_run *last = count > 0 ? &runs->list[count - 1] : NULL, run = runs->list[i];
+        if (last && run.start <= run_end(last)) {
+            uint64_t more = MAX(run_end(&run), run_end(last)) - run_end(last);
+            last->pages += more / PAGE_BYTES;
+            runs->pages += more / PAGE_BYTES;
+        } else {
+            runs->list[count++] = run;
+            runs->pages += run.pages;
+        }
+    }
+    runs->count = count;
+}
+
+size_t page_runs_seek(const struct page_runs *runs, uint64_t address)
 {
     size_t low = 0, high = runs->count;
     while (low < high) {

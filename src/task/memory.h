@@ -54,6 +54,13 @@ struct page_runs {
 int page_runs_add(struct page_runs *runs, uint64_t start, uint64_t pages, bool anonymous);
 void page_runs_free(struct page_runs *runs);
 
+/* Puts them in ascending order, and makes one of those that overlap or follow one another, whatever
+ * sort they are of. */
+void page_runs_sort(struct page_runs *runs);
+
+/* Index of the first run that ends above an address; the runs ascend. */
+size_t page_runs_seek(const struct page_runs *runs, uint64_t address);
+
 /* Adds a run to *ret, less the pages that are in |minus|, whose runs ascend.  0 or -ENOMEM. */
 int page_runs_add_without(struct page_runs *ret, const struct page_run *run,
                           const struct page_runs *minus);
