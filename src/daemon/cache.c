@@ -252,7 +252,7 @@ void cache_check_idle(struct cache *cache)
 {
     const struct daemon_options *options = cache->daemon.options;
     bool wanted = options->on_demand || (options->accept && options->once && cache->served);
-    if (!wanted || cache->peers || cache->claims || cache->serves)
+    if (!wanted || cache->peers || cache->claims || cache->serves || incomings_work(cache))
         return;
     for (struct snapshot *s = store_first(cache->store); s; s = s->next) {
         if (s->filling ||

@@ -96,6 +96,8 @@ int incoming_resolve(struct cache *cache, struct snapshot *snapshot, bool resume
 void incoming_forget(struct cache *cache, const struct snapshot *snapshot);
 void incomings_client_gone(struct cache *cache, struct client *client);
 void incomings_tick(struct cache *cache);
+/* Whether a criu is at work for any. */
+bool incomings_work(const struct cache *cache);
 /* Takes over what an earlier cache left in the store. */
 void incomings_load(struct cache *cache);
 void incomings_free(struct cache *cache);

@@ -663,6 +663,14 @@ void incomings_tick(struct cache *cache)
     }
 }
 
+bool incomings_work(const struct cache *cache)
+{
+    const struct incoming *incoming = cache->incomings;
+    while (incoming && incoming->keeper == 0)
+        incoming = incoming->next;
+    return incoming;
+}
+
 /* Directories of restores of which the store knows nothing (any more). */
 static void clear_up(struct cache *cache)
 {

@@ -9,11 +9,13 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 
 import pytest
 
 import bed as testbed
 from bed import REPO, SHARED, build_dir, wait_for, workload
+from failures import program as program_of
 from godwit import ABORTED, BUSY, NOT_FOUND, PEER, REFUSED, USAGE, Counter, check_memory, program
 
 TARGET = "10.77.0.2"
@@ -155,6 +157,29 @@ def test_one_of_two_by_programs_is_cancelled(two):
     for p in stdio.running:
         p.wait(10)
     b.wait_gone("cache.sock.lock", "image-cache.log")
+
+
+def test_program_waits_for_its_criu(two):
+    """The source has gone, satisfied, and criu has not ended yet: neither has the image-cache."""
+    a, b = two
+    stdio = Stdio(b)
+    pid = a.host.spawn([workload("selfcheck"), 128, f"{SHARED}/check"])
+    a.host.wait_text(f"{SHARED}/check", "ok 0", 20)
+    migrate = a.begin_migrate(pid, stdio.target)
+    stdio.serve()
+    b.host.wait_for(lambda: "restoring" in b.host.read("/run/godwit/image-cache.log", ""), 20, "the restore to begin")
+    keeper = b.host.wait_for(lambda: next((parent for p in b.host.pids() if program_of(b.host, p) == "criu" and
+                                           program_of(b.host, parent := int(b.host._status(p, "PPid") or 0)) == "godwit"), None),
+                             20, "criu to restore it")
+    b.host.kill(keeper, signal.SIGSTOP)
+    migrate.end()
+    b.host.wait_for(lambda: "link to the source a: it ended" in b.host.read("/run/godwit/image-cache.log"), 10, "the source to go")
+    time.sleep(0.5)
+    assert list(b.snapshots().values()) != [], "its image-cache has gone"
+    b.host.kill(keeper, signal.SIGCONT)
+    stdio.end()
+    b.wait_gone("cache.sock.lock", "image-cache.log")
+    check_memory(b.host, pid, f"{SHARED}/check", 1)
 
 
 def test_program_is_killed_while_it_holds(two):
