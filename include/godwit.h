@@ -167,8 +167,9 @@ int godwit_migration_run(struct godwit_migration *migration);
 int godwit_migration_fd(struct godwit_migration *migration);
 int godwit_migration_step(struct godwit_migration *migration, int timeout_msec);
 
-/* Asks it to end: before the decision the process runs on here, afterwards only the waiting for the
- * other host ends.  From any thread, or a signal handler; the result tells what came of it. */
+/* Asks it to end: before the decision the process runs on here.  Afterwards only the waiting for the
+ * other host ends: at once if there is no link to it, otherwise after its timeout, or when it is
+ * asked again.  From any thread, or a signal handler; the result tells what came of it. */
 void godwit_migration_cancel(struct godwit_migration *migration);
 
 /* Once it is over, or at any time for what is known. */

@@ -152,6 +152,8 @@ static void explain(const struct dump_run *run, int criu_status, struct error *e
             "; process %u has ended here and its snapshot %s is complete on the other host: if "
             "that does not show it as ready, godwit restore --remote --snapshot %s --take-over",
             pid, run->id, run->id);
+    } else {
+        error_append(err, "; process %u has ended", pid);
     }
 }
 

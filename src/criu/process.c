@@ -469,14 +469,18 @@ bool criu_first_error(const char *log, char *buf, size_t size)
 void criu_explain(const char *what, int exit_status, const char *log, struct error *ret)
 {
     char line[300];
-    if (criu_first_error(log, line, sizeof(line)))
-        error_set(ret, FAILURE_CRIU, "%s failed: %s (log: %.100s)", what, line, log);
-    else if (criu_killed_by(exit_status))
-        error_set(ret, FAILURE_CRIU, "%s was killed by signal %d", what,
-                  criu_killed_by(exit_status));
+    bool found = criu_first_error(log, line, sizeof(line));
+    int sig = criu_killed_by(exit_status);
+    if (sig)
+        error_set(ret, FAILURE_CRIU, "%s was killed by signal %d", what, sig);
+    else if (found)
+        error_set(ret, FAILURE_CRIU, "%s failed", what);
     else
-        error_set(ret, FAILURE_CRIU, "%s ended with status %d (log: %.200s)", what, exit_status,
-                  log);
+        error_set(ret, FAILURE_CRIU, "%s ended with status %d", what, exit_status);
+    if (found)
+        error_append(ret, ": %s", line);
+    if (found || !sig)
+        error_append(ret, " (log: %.200s)", log);
 }
 
 /* ---- criu check ---- */

@@ -680,9 +680,18 @@ static void check_patience(struct godwit_migration *m)
         link_goodbye(m->link, &err);
 }
 
+/* What is decided arrives in a moment if the other host is there, and nobody need be in doubt. */
+static void check_leaving(struct godwit_migration *m)
+{
+    if (m->state == SOURCE_COMMITTED && m->leaving_usec != 0 &&
+        (!m->link_up || now_usec() - m->leaving_usec >= m->silence_usec))
+        happens_text(m, EVENT_CANCEL, FAILURE_ABORTED, "cancelled");
+}
+
 void migration_tick(struct godwit_migration *m)
 {
     check_patience(m);
+    check_leaving(m);
     if (m->frozen && m->state >= SOURCE_COMMITTED && m->freeze.criu > 0 &&
         now_usec() - m->decided_usec > 2 * m->silence_usec)
         freeze_kill(&m->freeze); /* it was told, and does not end: the kernel does the rest */
@@ -695,8 +704,20 @@ void migration_tick(struct godwit_migration *m)
 
 void migration_cancel(struct godwit_migration *m)
 {
-    happens_text(m, EVENT_CANCEL, FAILURE_ABORTED, "cancelled");
-    /* Cancelled twice, it does not wait for the other host any more. */
-    if (m->state == SOURCE_ABORTED || m->state == SOURCE_MOVED)
+    switch (m->state) {
+    case SOURCE_COMMITTED:
+        if (m->leaving_usec != 0)
+            break;
+        m->leaving_usec = now_usec();
+        check_leaving(m);
+        return;
+    case SOURCE_ABORTED:
+    case SOURCE_MOVED:
+        /* Cancelled again, it does not wait for the other host any more. */
         m->decided_usec -= MIN(m->decided_usec, ANSWER_SILENCES * m->silence_usec);
+        return;
+    default:
+        break;
+    }
+    happens_text(m, EVENT_CANCEL, FAILURE_ABORTED, "cancelled");
 }

@@ -41,6 +41,7 @@ struct godwit_migration {
     bool must_tell; /* the destination may hold a copy, and has to hear the verdict */
     bool told;
     uint64_t began_usec, entered_usec, progress_usec, acked_usec, decided_usec;
+    uint64_t leaving_usec; /* since when the user does not want to wait for what is decided; or 0 */
     uint64_t progress_bytes, waiting_since;
     struct godwit_result result;
     char host[65];
