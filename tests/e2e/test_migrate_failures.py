@@ -597,7 +597,7 @@ def filling_case(name, strike_it):
     """Something happens to a migration of which the process runs already, and part of its memory is still to come."""
 
     def case(lane):
-        pid, out = lane.spawn(64, dirty=5)
+        pid, out = lane.spawn(192, dirty=5)
         lane.man.arm()
         migrate = lane.migrate(pid, "--max-rounds", "1")
         testbed.wait_for(lambda: "filling" in lane.snapshots().values() or migrate.poll() is not None, 40, "the fill", every=0.001)
@@ -647,7 +647,9 @@ def reset_link(lane, migrate):
 
 def test_fill_is_struck(lanes):
     """Killed programs and broken links while the process runs and its memory is still coming: it stays right."""
-    cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("migrate", "pager", "standby", "criu-b", "hook-b", "keeper")]
+    # A fill is short; these two are there to its end, so that one of a few comes in time.
+    cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("pager", "standby") * 3]
+    cases += [filling_case(f"{who} killed", strike_one(who)) for who in ("migrate", "criu-b", "hook-b", "keeper")]
     cases.append(filling_case("cache killed", restart_cache))
     cases.append(filling_case("the link is reset", reset_link))
     got = lanes.run(cases * (5 if FULL else 1), lanes=2)
