@@ -15,7 +15,8 @@
  *
  * What may happen to the process: it is moved (GODWIT_MOVED), or it runs on here as if nothing had
  * been tried, or, if hosts or the way between them break at the wrong moment, one of the two holds
- * it standing still and says so (GODWIT_IN_DOUBT).  It is never lost, and never runs on both.
+ * it standing still and says so (GODWIT_IN_DOUBT).  It never runs on both, and is lost only if
+ * somebody kills both processes of the pager there while its memory is still being put in place.
  *
  * A migration belongs to one thread at a time.  It starts programs (criu, a carrier like ssh) and
  * waits for them by process descriptor; the caller must not reap children that it did not start.
@@ -98,7 +99,7 @@ struct godwit_options {
 enum godwit_event_type {
     GODWIT_EVENT_STATUS = 1,   /* another phase */
     GODWIT_EVENT_PROGRESS = 2, /* at least every second */
-    GODWIT_EVENT_FINDING = 3,  /* of pre-flight */
+    GODWIT_EVENT_FINDING = 3,  /* of pre-flight, and warnings while it is copied */
 };
 
 enum godwit_severity { GODWIT_OK = 0, GODWIT_WARNING = 1, GODWIT_PROBLEM = 2 };
@@ -167,9 +168,9 @@ int godwit_migration_run(struct godwit_migration *migration);
 int godwit_migration_fd(struct godwit_migration *migration);
 int godwit_migration_step(struct godwit_migration *migration, int timeout_msec);
 
-/* Asks it to end: before the decision the process runs on here.  Afterwards only the waiting for the
- * other host ends: at once if there is no link to it, otherwise after its timeout, or when it is
- * asked again.  From any thread, or a signal handler; the result tells what came of it. */
+/* Asks it to end: before the decision the process runs on here.  Afterwards only the waiting for
+ * the other host ends: at once if there is no link to it, otherwise after its timeout, or when it
+ * is asked again.  From any thread, or a signal handler; the result tells what came of it. */
 void godwit_migration_cancel(struct godwit_migration *migration);
 
 /* Once it is over, or at any time for what is known. */

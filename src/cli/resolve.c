@@ -62,7 +62,8 @@ static int list(const struct values *values, struct error *err)
 
 /* ---- on the source: the journal knows ---- */
 
-static int resolve_source(const struct values *values, const char *id, struct error *err)
+static int resolve_source(const struct values *values, int workdir, const char *id,
+                          struct error *err)
 {
     struct godwit_options options = {
         .size = sizeof(options),
@@ -76,13 +77,16 @@ static int resolve_source(const struct values *values, const char *id, struct er
         return error_set(err, failure_from_wire((uint32_t)error.code), "%s", error.text);
     int code = godwit_migration_run(migration);
     const struct godwit_result *result = godwit_migration_result(migration);
-    bool settled = code == GODWIT_MOVED || code == GODWIT_ABORTED;
+    struct journal_entry entry; /* stays until the other host has heard it */
+    bool settled =
+        code == GODWIT_MOVED || (code == GODWIT_ABORTED && journal_read(workdir, id, &entry) < 0);
     if (code == GODWIT_MOVED)
         printf("%s: process %d runs on %s\n", id, (int)result->pid, result->host);
-    else if (code == GODWIT_ABORTED)
+    else if (settled)
         printf("%s: %s\n", id, result->text);
     else
-        error_set(err, (enum failure)code, "%s", result->text);
+        error_set(err, code == GODWIT_ABORTED ? FAILURE_PEER : (enum failure)code, "%s",
+                  result->text);
     godwit_migration_free(migration);
     return settled ? 0 : -1;
 }
@@ -123,7 +127,7 @@ static int resolve(const struct values *values, const char *id, struct error *er
         return error_set_errno(err, workdir == -ENOENT ? FAILURE_NOT_FOUND : FAILURE_SYSTEM,
                                workdir, "work-dir %s", values->workdir);
     if (journal_read(workdir, id, &entry) == 0)
-        return resolve_source(values, id, err);
+        return resolve_source(values, workdir, id, err);
     return resolve_destination(values, id, err);
 }
 

@@ -95,8 +95,8 @@ static void check_userfaultfd(struct findings *findings)
         findings_add(findings, OK, "kernel", "", "userfaultfd works");
     else
         findings_add(findings, WARNING, "kernel", "a kernel with CONFIG_USERFAULTFD, and root",
-                     "userfaultfd does not work (%s): changes of memory cannot be followed while "
-                     "the process runs",
+                     "userfaultfd does not work (%s): what is written is found by comparing all "
+                     "memory, and the process stands still for longer",
                      strerror(errno));
 }
 
@@ -114,7 +114,8 @@ static void check_pagemap_scan(struct findings *findings)
         findings_add(findings, OK, "kernel", "", "PAGEMAP_SCAN works");
     else
         findings_add(findings, WARNING, "kernel", "Linux 6.7 or newer",
-                     "PAGEMAP_SCAN does not work (%s): looking for changed pages takes longer",
+                     "PAGEMAP_SCAN does not work (%s): what is written is found by comparing all "
+                     "memory, and the process stands still for longer",
                      strerror(errno));
 }
 
@@ -403,9 +404,10 @@ static int look_at_process(const struct preflight_request *request, struct findi
                  tree.process_count, tree.pid_count, format_bytes(tree.memory_bytes, size));
     tell_shared_memory(&tree, findings);
     if (tree.direct)
-        findings_add(findings, WARNING, "direct", "",
-                     "it has a file open with O_DIRECT, by which devices write into its memory, "
-                     "and the kernel does not tell: its memory is compared instead (--tracker)");
+        findings_add(
+            findings, WARNING, "direct", "",
+            "it has a file open with O_DIRECT, by which devices write into its memory, "
+            "and the kernel does not tell: by --tracker auto its memory is compared instead");
     judge_namespaces(&tree, findings);
     for (size_t i = 0; i < ARRAY_SIZE(rules); i++)
         apply_rule(&rules[i], &tree, request->options, findings);

@@ -587,6 +587,23 @@ def test_nothing_is_in_doubt(accepting):
 
 # ---- the library ----
 
+def test_resolve_when_nobody_answers(two):
+    """What was called off stays noted until the other host has heard it, and the command says so."""
+    a, b = two
+    counter = Counter(a.host)
+    started = a.host.path(f"/proc/{counter.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    a.host.mkdir("/run/godwit/journal")
+    a.host.write("/run/godwit/journal/x", f"abort\nnonce=1\npid={counter.pid}\nstarted={started}\ninsecure=1\ncommand=counter\n"
+                                          f"target={TARGET}\n")
+    done = a.run("resolve", "x", "--timeout", "0.2", code=PEER)
+    assert "godwit resolve x" in done.err and done.err.count("\n") == 1
+    assert "abort" in a.run("resolve").out
+    b.cache("--accept")
+    a.run("resolve", "x", "--timeout", "5")
+    assert a.run("resolve").out == "nothing is in doubt on this host\n"
+    counter.runs_on(a.host)
+
+
 def test_example(accepting):
     """examples/move.c, a program with a loop of its own."""
     a, b = accepting
