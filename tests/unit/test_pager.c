@@ -1159,8 +1159,8 @@ static void memory_is_given_back(void **state)
     uint64_t before = resident(servant.pid), whole = space_bytes();
     assert_true(whole >= ARENA * PAGE_BYTES);
     must_do(hand_over);
-    must_do(finish);
     pager_release(place.dir);
+    must_do(finish);
     while (look().phase < PAGER_DONE) {
         uint64_t now = resident(servant.pid) - MIN(before, resident(servant.pid)) + space_bytes();
         peak = MAX(peak, now);
