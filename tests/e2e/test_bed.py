@@ -41,6 +41,15 @@ def talk(server, client, address):
     return answer
 
 
+def hears(server, client, address):
+    """What the client is told in the end: what was sent just before a link was up may be lost."""
+    for _ in range(3):
+        answer = talk(server, client, address)
+        if answer.returncode == 0:
+            break
+    return answer.stdout
+
+
 def run_criu(host, argv):
     done = host.run([*argv, "-v4", "-o", "/tmp/criu.log"])
     errors = [line for line in host.read("/tmp/criu.log", "").splitlines() if "Error" in line]
@@ -78,8 +87,8 @@ def round_of(host, path):
 
 def test_hosts_reach_each_other(hosts):
     a, b = hosts
-    assert talk(a, b, a.address).stdout == "b a\n"
-    assert talk(b, a, b.address6).stdout == "a b\n"
+    assert hears(a, b, a.address) == "b a\n"
+    assert hears(b, a, b.address6) == "a b\n"
 
 
 def test_cable_and_cut(bed, hosts):
@@ -87,13 +96,13 @@ def test_cable_and_cut(bed, hosts):
     bed.link_down("a")
     assert talk(a, b, a.address).returncode != 0
     bed.link_up("a")
-    assert talk(a, b, a.address).stdout == "b a\n"
+    assert hears(a, b, a.address) == "b a\n"
     bed.cut(a, b)
     assert talk(a, b, a.address).returncode != 0
     c = bed.host("c", cidr="10.77.0.3/24")
-    assert talk(a, c, a.address).stdout == "c a\n"
+    assert hears(a, c, a.address) == "c a\n"
     bed.heal()
-    assert talk(a, b, a.address6).stdout == "b a\n"
+    assert hears(a, b, a.address6) == "b a\n"
 
 
 def test_isolation(bed, hosts):
