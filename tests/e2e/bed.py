@@ -304,10 +304,10 @@ class Host(_Node):
         return self.root / str(path).lstrip("/")
 
     def read(self, path, default=None):
-        """The text of a file of the host; default, if given, when it does not exist."""
+        """The text of a file of the host; default, if given, when it, or the process that it tells of, does not exist."""
         try:
             return self.path(path).read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             if default is None:
                 raise
             return default

@@ -296,9 +296,9 @@ def test_option(between, options):
 def test_tracker_that_there_is_not(between):
     """It is refused in a line, and the process runs on."""
     churn = start(between, "four threads")
-    migrate = between.begin(churn.pid, "--tracker", "soft-dirty")
+    migrate = between.begin(churn.pid, "--tracker", "idle-bits")
     out, err = migrate.process.communicate(timeout=60)
-    assert migrate.process.returncode == USAGE and "soft-dirty" in out + err
+    assert migrate.process.returncode == USAGE and "idle-bits" in out + err
     churn.runs_on(between.here.host)
     churn.check_all(between.here.host)
 
@@ -412,19 +412,20 @@ def test_both_pagers_are_killed(between, when):
 
 PREFORK = """
 import hashlib, os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 memory, index = bytearray(os.urandom(int(sys.argv[1]) << 20)), 0
 for i in range(1, 4):
     if os.fork() == 0:
         index = i
         break
-def told(number, frame):
+def tell():
     with open(f"{sys.argv[2]}.new{index}", "w") as f:
         f.write(hashlib.sha256(memory).hexdigest())
     os.rename(f.name, f"{sys.argv[2]}.{index}")
-signal.signal(signal.SIGUSR1, told)
 open(f"{sys.argv[2]}.up{index}", "w").close()
 while True:
-    signal.pause()
+    signal.sigwait({signal.SIGUSR1})
+    tell()
 """
 
 
