@@ -5,6 +5,7 @@
 #   make demo     a live Redis moves between two hosts (namespaces) of this machine
 #   make demo-remote   the same by the four commands and their daemons
 #   make check    all tests
+#   make check-vm   those that depend on the kernel, on that of this Debian release in a virtual machine
 #   make bench    the benchmarks, some of them in short; all of it: bench/downtime, bench/redis, bench/rounds
 #   make install  into $(PREFIX), /usr/local unless said otherwise; DESTDIR is honoured
 
@@ -41,6 +42,10 @@ check: all
 	scripts/setup test
 	tests/run
 
+check-vm: all
+	scripts/setup vm
+	tests/vm/run
+
 bench: all
 	scripts/setup test
 	bench/bulk
@@ -55,4 +60,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all build-setup demo demo-remote check bench install clean
+.PHONY: all build-setup demo demo-remote check check-vm bench install clean

@@ -74,7 +74,8 @@ enum godwit_tracker {
     GODWIT_TRACKER_AUTO = 0, /* for each process the first of these that works */
     GODWIT_TRACKER_UFFD_WP =
         1, /* the kernel tells (Linux 6.7); what it cannot tell of stands still */
-    GODWIT_TRACKER_COMPARE = 2, /* all is read each time, and compared with what was sent */
+    GODWIT_TRACKER_COMPARE = 2,    /* all is read each time, and compared with what was sent */
+    GODWIT_TRACKER_SOFT_DIRTY = 3, /* the kernel tells, and it stands still while it does so */
 };
 
 struct godwit_options {

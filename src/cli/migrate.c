@@ -45,7 +45,7 @@ const struct option_row migrate_options[] = {
     {0, "max-rounds", OPTION_NUMBER, AT(max_rounds), "N", "copy at most that often before the freeze (default: 30)"},
     {0, "max-time", OPTION_SECONDS, AT(max_time_usec), "SECONDS", "copy at most that long before the freeze (default: no limit)"},
     {0, "bandwidth", OPTION_SIZE, AT(bandwidth), "RATE", "bytes per second while the process runs (default: no limit)"},
-    {0, "tracker", OPTION_STRING, AT(tracker), "HOW", "uffd-wp, compare or auto: how to tell what it has written (default: auto)"},
+    {0, "tracker", OPTION_STRING, AT(tracker), "HOW", "uffd-wp, soft-dirty, compare or auto: how to tell what it has written (default: auto)"},
     {0, "strict", OPTION_FLAG, AT(strict), NULL, "give up rather than exceed --downtime"},
     {0, "stop-and-copy", OPTION_FLAG, AT(stop_and_copy), NULL, "the process stands still while its memory is copied"},
     {0, "eager", OPTION_FLAG, AT(eager), NULL, "it starts there when all of its memory is in place"},
@@ -312,6 +312,7 @@ static int take_tracker(struct run *run, struct error *err)
         [GODWIT_TRACKER_AUTO] = "auto",
         [GODWIT_TRACKER_UFFD_WP] = "uffd-wp",
         [GODWIT_TRACKER_COMPARE] = "compare",
+        [GODWIT_TRACKER_SOFT_DIRTY] = "soft-dirty",
     };
     const char *how = run->values->tracker;
     if (!how)
@@ -322,7 +323,7 @@ static int take_tracker(struct run *run, struct error *err)
             return 0;
         }
     }
-    return error_set(err, FAILURE_USAGE, "--tracker %s: uffd-wp, compare or auto", how);
+    return error_set(err, FAILURE_USAGE, "--tracker %s: uffd-wp, soft-dirty, compare or auto", how);
 }
 
 static int parse(const struct command *command, int argc, char **argv, struct values *values,

@@ -89,6 +89,7 @@ static const enum follow_kind follow_kinds[] = {
     [GODWIT_TRACKER_AUTO] = FOLLOW_AUTO,
     [GODWIT_TRACKER_UFFD_WP] = FOLLOW_UFFD_WP,
     [GODWIT_TRACKER_COMPARE] = FOLLOW_COMPARE,
+    [GODWIT_TRACKER_SOFT_DIRTY] = FOLLOW_SOFT_DIRTY,
 };
 
 static struct godwit_migration *migration_alloc(const struct godwit_options *options,

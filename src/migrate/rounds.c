@@ -192,7 +192,7 @@ static void task_scan(struct rounds *rounds, struct round_task *task)
         return;
     }
     rounds->stats.tasks++;
-    rounds->stats.compared += follower_hides(&task->follower);
+    rounds->stats.compared += follower_kind(&task->follower) == FOLLOW_COMPARE;
 }
 
 /* ---- sending ---- */

@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -179,15 +181,61 @@ static int start_process(struct start *start, int dirfd, struct error *err)
     return wait_ready(ready, err);
 }
 
+/* ---- whether it can work here ---- */
+
+/* In a child, and a thread of it: the move waits until its message is read. */
+static void *shrink_and_move(void *user)
+{
+    char *pages = user;
+    mremap(pages, 2 * PAGE_BYTES, PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED,
+           pages + 3 * PAGE_BYTES);
+    return NULL;
+}
+
+/*
+ * In a child.  Before Linux 6.17 the message of a move tells the length that there was, also when
+ * less has been moved; missing pages would be taken for others then.
+ */
+static bool moves_are_told(int uffd)
+{
+    char *pages =
+        mmap(NULL, 4 * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_register area = {
+        .range = {.start = (uintptr_t)pages, .len = 2 * PAGE_BYTES},
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+    struct pollfd poll_fd = {.fd = uffd, .events = POLLIN};
+    struct uffd_msg message;
+    pthread_t thread;
+    if (pages == MAP_FAILED || ioctl(uffd, UFFDIO_REGISTER, &area) < 0 ||
+        pthread_create(&thread, NULL, shrink_and_move, pages) != 0)
+        return false;
+    while (poll(&poll_fd, 1, PATIENCE_MSEC) == 1 &&
+           read(uffd, &message, sizeof(message)) == sizeof(message)) {
+        if (message.event == UFFD_EVENT_REMAP)
+            return message.arg.remap.len == PAGE_BYTES;
+    }
+    return false;
+}
+
 bool pager_is_possible(void)
 {
-    /* CRIU criu/uffd.c, NEED_UFFD_API_FEATURES. */
-    struct uffdio_api api = {.api = UFFD_API,
-                             .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
-                                         UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE};
-    _cleanup_close_ int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-    return fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        /* CRIU criu/uffd.c, NEED_UFFD_API_FEATURES. */
+        struct uffdio_api api = {.api = UFFD_API,
+                                 .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+                                             UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE};
+        int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+        _exit(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0 && moves_are_told(fd) ? 0 : 1);
+    }
+    int status = -1;
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return status == 0;
 }
+
+/* ---- starting it ---- */
 
 int pager_start(int dirfd, int imagefd, const char *workdir, struct error *err)
 {

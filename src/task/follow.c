@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "task/follow.h"
 
+#include "task/stop.h"
+
 struct follow_way {
+    enum follow_kind kind;
+    bool unproven; /* taken only where it is asked for */
     bool hides;
     int (*open)(struct follower *follower, struct error *err);
     void (*close)(struct follower *follower);
@@ -48,6 +52,38 @@ static int look_at_areas(pid_t pid, unsigned which, look_fn *look, void *with,
     return r;
 }
 
+/* The parts of areas that could not be read. */
+struct missed {
+    look_fn *look;
+    void *with;
+    struct page_runs *runs; /* sorted */
+};
+
+static int look_missed(void *with, const struct memory_area *area, struct page_runs *runs)
+{
+    const struct missed *missed = with;
+    int r = 0;
+    for (size_t i = page_runs_seek(missed->runs, area->start); r == 0 && i < missed->runs->count;
+         i++) {
+        const struct page_run *run = &missed->runs->list[i];
+        struct memory_area part = *area;
+        part.start = MAX(area->start, run->start);
+        part.end = MIN(area->end, run->start + run->pages * PAGE_BYTES);
+        if (part.start >= part.end)
+            break;
+        r = missed->look(missed->with, &part, runs);
+    }
+    return r;
+}
+
+static int look_at_missed(pid_t pid, unsigned which, struct missed *missed, struct page_runs *runs)
+{
+    if (missed->runs->count == 0)
+        return 0;
+    page_runs_sort(missed->runs);
+    return look_at_areas(pid, which, look_missed, missed, runs);
+}
+
 static int add_all(struct page_runs *to, const struct page_runs *from)
 {
     int r = 0;
@@ -88,28 +124,6 @@ static int uffd_scan(struct follower *follower, struct page_runs *runs)
     return look_at_areas(follower->pid, AREAS_ANONYMOUS, look_scan, &follower->tracker, runs);
 }
 
-struct missed {
-    struct tracker *tracker;
-    const struct page_runs *runs;
-};
-
-static int look_missed(void *with, const struct memory_area *area, struct page_runs *runs)
-{
-    const struct missed *missed = with;
-    int r = 0;
-    for (size_t i = page_runs_seek(missed->runs, area->start); r == 0 && i < missed->runs->count;
-         i++) {
-        const struct page_run *run = &missed->runs->list[i];
-        struct memory_area part = *area;
-        part.start = MAX(area->start, run->start);
-        part.end = MIN(area->end, run->start + run->pages * PAGE_BYTES);
-        if (part.start >= part.end)
-            break;
-        r = tracker_list(missed->tracker, &part, runs);
-    }
-    return r;
-}
-
 /*
  * What could not be read is protected all the same, and no scan would tell of it again: what of it
  * exists now is to be sent.  Mostly nothing, for it has been unmapped.  What it was does not count:
@@ -118,11 +132,8 @@ static int look_missed(void *with, const struct memory_area *area, struct page_r
 static int uffd_scan_missed(struct follower *follower, struct page_runs *missed,
                             struct page_runs *runs)
 {
-    struct missed with = {.tracker = &follower->tracker, .runs = missed};
-    if (missed->count == 0)
-        return 0;
-    page_runs_sort(missed);
-    return look_at_areas(follower->pid, AREAS_ANONYMOUS, look_missed, &with, runs);
+    struct missed with = {.look = look_list, .with = &follower->tracker, .runs = missed};
+    return look_at_missed(follower->pid, AREAS_ANONYMOUS, &with, runs);
 }
 
 /*
@@ -139,7 +150,7 @@ static int uffd_list(struct follower *follower, struct page_runs *list, struct p
     return r < 0 ? r : add_all(list, runs);
 }
 
-/* ---- compare ---- */
+/* ---- soft-dirty, and compare ---- */
 
 static int look_exist(void *with, const struct memory_area *area, struct page_runs *runs)
 {
@@ -158,7 +169,8 @@ static int list_all(pid_t pid, struct page_runs *runs)
     return r;
 }
 
-static int compare_open(struct follower *follower, struct error *err)
+/* Whether its pages can be looked at. */
+static int try_table(struct follower *follower, struct error *err)
 {
     struct page_table table;
     int r = page_table_open(&table, follower->pid);
@@ -167,6 +179,88 @@ static int compare_open(struct follower *follower, struct error *err)
                                    "/proc/%d/pagemap", follower->pid)
                  : 0;
 }
+
+/* ---- soft-dirty ---- */
+
+static int look_dirty(void *with, const struct memory_area *area, struct page_runs *runs)
+{
+    return page_table_list_dirty(with, area, runs);
+}
+
+static int list_dirty(pid_t pid, struct page_runs *runs)
+{
+    struct page_table table;
+    int r = page_table_open(&table, pid);
+    if (r < 0)
+        return r;
+    r = look_at_areas(pid, AREAS_ANONYMOUS | AREAS_OF_FILES, look_dirty, &table, runs);
+    page_table_close(&table);
+    return r;
+}
+
+static int dirty_open(struct follower *follower, struct error *err)
+{
+    struct task_stop stop;
+    uint64_t usec;
+    if (try_table(follower, err) < 0)
+        return -1;
+    if (!page_table_has_dirty())
+        return error_set(err, FAILURE_SYSTEM, "this kernel has no soft-dirty bits");
+    if (task_stop(follower->pid, &stop, err) < 0)
+        return -1;
+    task_go_on(&stop, &usec); /* it can be stopped */
+    return 0;
+}
+
+/*
+ * What is written between the look and the clearing would be lost, so nothing may be.  The first
+ * time all counts as written, and what is written after the clearing is told the next time.
+ */
+static int dirty_scan(struct follower *follower, struct page_runs *runs)
+{
+    struct task_stop stop;
+    struct error err;
+    uint64_t usec;
+    if (!follower->cleared) {
+        int r = page_table_clear(follower->pid);
+        follower->cleared = r == 0;
+        return r < 0 ? r : list_all(follower->pid, runs);
+    }
+    if (task_stop(follower->pid, &stop, &err) < 0)
+        return err.code == FAILURE_NOT_FOUND ? -ESRCH : -EBUSY;
+    int r = list_dirty(follower->pid, runs);
+    if (r == 0)
+        r = page_table_clear(follower->pid);
+    int ran = task_go_on(&stop, &usec);
+    return r < 0 ? r : ran;
+}
+
+static int dirty_scan_missed(struct follower *follower, struct page_runs *missed,
+                             struct page_runs *runs)
+{
+    struct page_table table;
+    int r = page_table_open(&table, follower->pid);
+    if (r < 0)
+        return r;
+    struct missed with = {.look = look_exist, .with = &table, .runs = missed};
+    r = look_at_missed(follower->pid, AREAS_ANONYMOUS | AREAS_OF_FILES, &with, runs);
+    page_table_close(&table);
+    return r;
+}
+
+static int dirty_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+{
+    page_runs_free(runs);
+    int r = list_all(follower->pid, list);
+    return r < 0 ? r : list_dirty(follower->pid, runs);
+}
+
+static void dirty_close(struct follower *follower)
+{
+    follower->cleared = false;
+}
+
+/* ---- compare ---- */
 
 static void compare_close(struct follower *follower)
 {
@@ -195,34 +289,39 @@ static int compare_list(struct follower *follower, struct page_runs *list, struc
 /* ---- the ways ---- */
 
 /* The best comes first. */
-static const struct {
-    enum follow_kind kind;
-    struct follow_way way;
-} ways[] = {
-    {FOLLOW_UFFD_WP,
-     {.open = uffd_open,
-      .close = uffd_close,
-      .scan = uffd_scan,
-      .scan_missed = uffd_scan_missed,
-      .list = uffd_list}},
-    {FOLLOW_COMPARE,
-     {.hides = true,
-      .open = compare_open,
-      .close = compare_close,
-      .scan = compare_scan,
-      .wants = compare_wants,
-      .list = compare_list}},
+static const struct follow_way ways[] = {
+    {.kind = FOLLOW_UFFD_WP,
+     .open = uffd_open,
+     .close = uffd_close,
+     .scan = uffd_scan,
+     .scan_missed = uffd_scan_missed,
+     .list = uffd_list},
+    {.kind = FOLLOW_SOFT_DIRTY,
+     .unproven = true,
+     .hides = true,
+     .open = dirty_open,
+     .close = dirty_close,
+     .scan = dirty_scan,
+     .scan_missed = dirty_scan_missed,
+     .list = dirty_list},
+    {.kind = FOLLOW_COMPARE,
+     .hides = true,
+     .open = try_table,
+     .close = compare_close,
+     .scan = compare_scan,
+     .wants = compare_wants,
+     .list = compare_list},
 };
 
 int follower_open(struct follower *follower, pid_t pid, enum follow_kind kind, struct error *err)
 {
     *err = (struct error){0};
     for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
-        if (kind != FOLLOW_AUTO && kind != ways[i].kind)
+        if (kind == FOLLOW_AUTO ? ways[i].unproven : kind != ways[i].kind)
             continue;
         *follower = (struct follower){.pid = pid};
-        if (ways[i].way.open(follower, err) == 0) {
-            follower->way = &ways[i].way;
+        if (ways[i].open(follower, err) == 0) {
+            follower->way = &ways[i];
             return 0;
         }
         if (err->code == FAILURE_NOT_FOUND)
@@ -241,6 +340,11 @@ void follower_close(struct follower *follower)
 bool follower_hides(const struct follower *follower)
 {
     return follower->way && follower->way->hides;
+}
+
+enum follow_kind follower_kind(const struct follower *follower)
+{
+    return follower->way ? follower->way->kind : FOLLOW_AUTO;
 }
 
 int follower_scan(struct follower *follower, struct page_runs *runs)

@@ -5,13 +5,18 @@
  *
  *              between two rounds                    in the freeze
  *   uffd-wp    the kernel tells what was written     the same, and criu sends that
+ *   soft-dirty the kernel tells what was written,    the same: criu is shown none of it
+ *              while the process stands still
  *   compare    all is read; sent is what differs     the same: criu is shown none of it
  *              from what was sent before
  *
  * uffd-wp costs the process a fault per page and round, and us next to nothing; it wants Linux 6.7,
  * and is for anonymous memory (task/tracker.h).  compare wants nothing of the kernel, and reads all
- * memory each time, also while the process stands still.  What it says is right for the memory of
- * files too, because it goes by what is there.
+ * memory each time, also while the process stands still.  soft-dirty reads and clears the tables of
+ * all pages while the process stands still, some 20 ms per GiB in each round, for the kernel does
+ * not do both in one step; it wants CONFIG_MEM_SOFT_DIRTY, which Debian's kernels for x86-64 have
+ * had since long before 6.7; it has not been tried as much as the others, so FOLLOW_AUTO leaves it
+ * out.  What these two say is right for the memory of files too.
  *
  * A way that hides: criu is shown nothing of the process (criu/scan_filter.c), and everything that
  * criu would have found is told by follower_list() and has to be sent.
@@ -22,14 +27,15 @@
 #include "task/page_hashes.h"
 #include "task/tracker.h"
 
-enum follow_kind { FOLLOW_AUTO, FOLLOW_UFFD_WP, FOLLOW_COMPARE };
+enum follow_kind { FOLLOW_AUTO, FOLLOW_UFFD_WP, FOLLOW_SOFT_DIRTY, FOLLOW_COMPARE };
 
 struct follow_way;
 
 struct follower {
     const struct follow_way *way; /* NULL: closed */
     pid_t pid;
-    struct tracker tracker;    /* uffd-wp */
+    struct tracker tracker; /* uffd-wp */
+    bool cleared;           /* soft-dirty: the bits are of what was written since the last scan */
     struct page_hashes hashes; /* compare */
 };
 
@@ -43,6 +49,9 @@ void follower_close(struct follower *follower); /* also one that is closed */
 
 /* Whether criu must not be shown what this process has. */
 bool follower_hides(const struct follower *follower);
+
+/* In which way it is followed; FOLLOW_AUTO: it is closed. */
+enum follow_kind follower_kind(const struct follower *follower);
 
 /* Adds what is to be read and, where follower_wants() it, sent.  0, -ESRCH when this memory has
  * gone (and the process may have another), or another negative errno. */

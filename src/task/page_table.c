@@ -26,6 +26,7 @@ enum {
 
 /* An entry of the file, see Documentation/admin-guide/mm/pagemap.rst. */
 #define ENTRY_FRAME ((1ull << 55) - 1)
+#define ENTRY_DIRTY (1ull << 55) /* soft-dirty */
 #define ENTRY_EXCLUSIVE (1ull << 56)
 #define ENTRY_PROTECTED (1ull << 57)
 #define ENTRY_GUARD (1ull << 58)
@@ -89,6 +90,7 @@ static ssize_t read_entries(int fd, uint64_t vaddr, uint64_t pages, uint64_t *en
     return n < 0 ? -errno : n / (ssize_t)sizeof(*entries);
 }
 
+/* The entry of a page of this process. */
 static uint64_t own_entry(const volatile uint8_t *page)
 {
     uint64_t entry;
@@ -116,16 +118,28 @@ static bool entry_exists(const struct page_table *table, uint64_t entry)
     return !zero;
 }
 
-static int read_area(struct page_table *table, const struct memory_area *area,
+static int prepare_to_read(struct page_table *table)
+{
+    if (table->entries)
+        return 0;
+    table->entries = calloc(ENTRIES, sizeof(*table->entries));
+    table->zero_frame = find_zero_frame();
+    return table->entries ? 0 : -ENOMEM;
+}
+
+/* Adds the pages that exist and whose entries have all these bits. */
+static int read_area(struct page_table *table, const struct memory_area *area, uint64_t wanted,
                      struct page_runs *runs)
 {
+    if (prepare_to_read(table) < 0)
+        return -ENOMEM;
     for (uint64_t at = area->start; at < area->end;) {
         uint64_t count = MIN((area->end - at) / PAGE_BYTES, ENTRIES);
         ssize_t n = read_entries(table->fd, at, count, table->entries);
         if (n <= 0)
             return n == -EINTR ? -EAGAIN : (int)n; /* 0: this memory has gone */
         for (ssize_t i = 0; i < n; i++, at += PAGE_BYTES) {
-            if (entry_exists(table, table->entries[i]) &&
+            if (entry_exists(table, table->entries[i]) && (table->entries[i] & wanted) == wanted &&
                 page_runs_add(runs, at, 1, area->anonymous) < 0)
                 return -ENOMEM;
         }
@@ -148,12 +162,8 @@ int page_table_open(struct page_table *table, pid_t pid)
     table->never = PAGE_FILE | PAGE_ZERO;
     if (table->scans && knows(table, PAGE_GUARD))
         table->never |= PAGE_GUARD;
-    if (!table->scans)
-        table->entries = calloc(ENTRIES, sizeof(*table->entries));
-    if (table->regions && (table->scans || table->entries)) {
-        table->zero_frame = table->scans ? 0 : find_zero_frame();
+    if (table->regions)
         return 0;
-    }
     page_table_close(table);
     return -ENOMEM;
 }
@@ -169,7 +179,38 @@ void page_table_close(struct page_table *table)
 int page_table_list(struct page_table *table, const struct memory_area *area,
                     struct page_runs *runs)
 {
-    return table->scans ? page_table_scan(table, area, 0, 0, runs) : read_area(table, area, runs);
+    return table->scans ? page_table_scan(table, area, 0, 0, runs)
+                        : read_area(table, area, 0, runs);
+}
+
+/* ---- what was written ---- */
+
+int page_table_list_dirty(struct page_table *table, const struct memory_area *area,
+                          struct page_runs *runs)
+{
+    return read_area(table, area, ENTRY_DIRTY, runs);
+}
+
+int page_table_clear(pid_t pid)
+{
+    char path[32];
+    snprintf(path, sizeof(path), "/proc/%d/clear_refs", pid);
+    _cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? -ESRCH : -errno;
+    return write(fd, "4", 1) < 0 ? -errno : 0;
+}
+
+bool page_table_has_dirty(void)
+{
+    volatile uint8_t *page =
+        mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return false;
+    *page = 1;
+    uint64_t entry = own_entry(page);
+    munmap((void *)page, PAGE_BYTES);
+    return entry & ENTRY_DIRTY;
 }
 
 /* ---- memory that two processes share ---- */

@@ -20,8 +20,8 @@ struct page_table {
     bool scans;                  /* PAGEMAP_SCAN works */
     uint64_t never;              /* categories of pages that criu does not take */
     struct page_region *regions; /* what one scan tells */
-    uint64_t *entries;           /* what one reading tells */
-    uint64_t zero_frame;         /* where the kernel's page of zeros lies; 0: not known */
+    uint64_t *entries;           /* what one reading tells; NULL: nothing was read yet */
+    uint64_t zero_frame;         /* then, where the kernel's page of zeros lies; 0: not known */
 };
 
 #define PAGE_TABLE_CLOSED ((struct page_table){.fd = -EBADF})
@@ -52,6 +52,17 @@ int page_table_scan(struct page_table *table, const struct memory_area *area, ui
 /* Adds all pages of an area that exist, by whatever works.  0 or a negative errno. */
 int page_table_list(struct page_table *table, const struct memory_area *area,
                     struct page_runs *runs);
+
+/* The same of pages that have been written since page_table_clear(). */
+int page_table_list_dirty(struct page_table *table, const struct memory_area *area,
+                          struct page_runs *runs);
+
+/* From now on no page of a process counts as written (/proc/PID/clear_refs, its soft-dirty bits);
+ * what is mapped later does.  0 or a negative errno (-ESRCH: there is no such process). */
+int page_table_clear(pid_t pid);
+
+/* Whether this kernel notes what is written (CONFIG_MEM_SOFT_DIRTY). */
+bool page_table_has_dirty(void);
 
 /*
  * Divides pages of a process: those that are the very same memory as what another process has at

@@ -41,12 +41,12 @@ bool task_read_stat(pid_t pid, struct task_stat *ret)
     size_t n = fread(text, 1, sizeof(text) - 1, file);
     fclose(file);
     text[n] = '\0';
-    /* Behind the command, which may hold anything, a line's end too: fields 3, 4, 6, 9 and 22. */
+    /* Behind the command, which may hold anything, a line's end too: fields 3, 4, 6, 9, 20, 22. */
     const char *end = strrchr(text, ')');
     if (!end ||
         sscanf(end + 1,
-               " %c %d %*d %d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-               &ret->state, &ret->parent, &ret->session, &flags, &ret->started) != 5)
+               " %c %d %*d %d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %u %*d %llu",
+               &ret->state, &ret->parent, &ret->session, &flags, &ret->threads, &ret->started) != 6)
         return false;
     ret->kernel = flags & FLAG_KERNEL;
     ret->exiting = flags & FLAG_EXITING;

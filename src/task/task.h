@@ -18,6 +18,7 @@ bool task_is_dying(pid_t pid);
 struct task_stat {
     char state; /* 'R', 'S', 'Z', ... */
     pid_t parent, session;
+    unsigned threads;
     bool kernel; /* a thread of the kernel */
     bool exiting;
     unsigned long long started; /* in clock ticks since boot */

@@ -5,7 +5,10 @@ The workload knows every byte of its memory, as in test_live.py; the kernel is m
 the criu that it starts (workload `lacking`).
 """
 
+import ctypes
+import mmap
 import signal
+import struct
 
 import pytest
 
@@ -33,6 +36,16 @@ class Lacking(Between):
                                    self.there.host.address, "--insecure", "--json", *argv], cwd=self.here.cwd)
 
 
+def has_soft_dirty():
+    """Whether this kernel notes what was written, in its page tables."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page[0] = 1
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    with open("/proc/self/pagemap", "rb") as table:
+        table.seek(address // mmap.PAGESIZE * 8)
+        return bool(struct.unpack("<Q", table.read(8))[0] >> 55 & 1)
+
+
 def warnings(told):
     return " ".join(line["text"] for line in told.lines if line.get("severity") == "warning")
 
@@ -56,6 +69,26 @@ def test_kernel_lacks(lacking, features, kind):
     told = lacking.move(churn, "--verify")
     assert "--tracker compare" in warnings(told) and "Linux 6.7" in warnings(told)
     assert "criu has dumped all memory again" not in warnings(told)
+
+
+@pytest.mark.skipif(not has_soft_dirty(), reason="this kernel has no soft-dirty bits")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("features", [[], ["scan"]], ids=lambda f: " ".join(f) or "all")
+def test_soft_dirty(lacking, features, kind):
+    """There and back and there: what is written while it is looked at and cleared is not lost."""
+    lacking.features = features
+    churn = start(lacking, kind)
+    for n in range(3):
+        slowly = ["--downtime", 1, "--max-rounds", 6, "--bandwidth", "40M"] if n % 2 == 0 else []
+        told = lacking.move(churn, "--tracker", "soft-dirty", *slowly, *(["--verify"] if n == 1 else []))
+        assert "criu has dumped all memory again" not in warnings(told) and "cannot be followed" not in warnings(told)
+
+
+@pytest.mark.skipif(has_soft_dirty(), reason="this kernel has soft-dirty bits")
+def test_no_soft_dirty(lacking):
+    """Asked for where there is none: it is moved, and it is said why it stands still longer."""
+    told = lacking.move(start(lacking), "--tracker", "soft-dirty")
+    assert "no soft-dirty bits" in warnings(told) and "cannot be followed" in warnings(told)
 
 
 def test_no_filter(lacking):

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Having real processes stand still, whatever they do. */
+#include "testing.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#include "task/stop.h"
+#include "task/task.h"
+
+enum { THREADS = 8 };
+
+/* What the process that is stopped shows. */
+static struct world {
+    volatile uint64_t counts[THREADS], threads_made, signals;
+} * world;
+
+static pid_t subject;
+
+static void *count(void *user)
+{
+    volatile uint64_t *at = user;
+    for (;;)
+        ++*at;
+    return NULL;
+}
+
+static void *make_another(void *user);
+
+/* Threads that end as soon as they have made the next one. */
+static void make_thread(void)
+{
+    pthread_t thread;
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attr, 65536);
+    while (pthread_create(&thread, &attr, make_another, NULL) != 0)
+        usleep(100);
+    pthread_attr_destroy(&attr);
+}
+
+static void *make_another(void *user)
+{
+    (void)user;
+    __atomic_fetch_add(&world->threads_made, 1, __ATOMIC_RELAXED);
+    make_thread();
+    return NULL;
+}
+
+static void on_signal(int sig)
+{
+    (void)sig;
+    __atomic_fetch_add(&world->signals, 1, __ATOMIC_RELAXED);
+}
+
+static void counting(void)
+{
+    pthread_t thread;
+    for (int i = 1; i < THREADS; i++)
+        pthread_create(&thread, NULL, count, (void *)&world->counts[i]);
+    count((void *)&world->counts[0]);
+}
+
+static void making_threads(void)
+{
+    for (int i = 0; i < 3; i++)
+        make_thread();
+    for (;;)
+        pause();
+}
+
+static void first_has_ended(void)
+{
+    pthread_t thread;
+    pthread_create(&thread, NULL, count, (void *)&world->counts[1]);
+    pthread_exit(NULL);
+}
+
+static void in_vfork(void)
+{
+    if (vfork() == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
+}
+
+static void start(void (*life)(void))
+{
+    memset(world, 0, sizeof(*world));
+    subject = fork();
+    if (subject != 0)
+        return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGUSR1, on_signal);
+    life();
+    _exit(0);
+}
+
+static void end(void)
+{
+    kill(subject, SIGKILL);
+    waitpid(subject, NULL, 0);
+}
+
+static char state_of(pid_t pid)
+{
+    struct task_stat stat;
+    return task_read_stat(pid, &stat) ? stat.state : '-';
+}
+
+static uint64_t sum(void)
+{
+    uint64_t sum = world->threads_made;
+    for (int i = 0; i < THREADS; i++)
+        sum += world->counts[i];
+    return sum;
+}
+
+static void must_move(void)
+{
+    uint64_t before = sum();
+    for (int i = 0; i < 5000 && sum() == before; i++)
+        usleep(1000);
+    assert_true(sum() > before);
+}
+
+static void must_stand_still(void)
+{
+    uint64_t before = sum();
+    usleep(3000);
+    assert_int_equal(sum(), before);
+}
+
+static void must_stop(struct task_stop *stop)
+{
+    struct error err;
+    if (task_stop(subject, stop, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+static void must_go_on(struct task_stop *stop)
+{
+    uint64_t usec = 0;
+    assert_int_equal(task_go_on(stop, &usec), 0);
+    assert_in_range(usec, 1, 5000000);
+}
+
+static void all_threads(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    start(counting);
+    for (int i = 0; i < 20; i++) {
+        must_move();
+        must_stop(&stop);
+        must_stand_still();
+        must_go_on(&stop);
+    }
+    must_move();
+    end();
+}
+
+static void new_threads(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    start(making_threads);
+    for (int i = 0; i < 30; i++) {
+        must_move();
+        must_stop(&stop);
+        must_stand_still();
+        must_go_on(&stop);
+    }
+    must_move();
+    end();
+}
+
+static void without_its_first_thread(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    start(first_has_ended);
+    while (state_of(subject) != 'Z')
+        usleep(1000);
+    must_move();
+    must_stop(&stop);
+    must_stand_still();
+    must_go_on(&stop);
+    must_move();
+    end();
+}
+
+/* None is lost, and none is given twice. */
+static void signals(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    start(counting);
+    must_move();
+    for (uint64_t i = 1; i <= 50; i++) {
+        kill(subject, SIGUSR1); /* while it is being stopped, or just before */
+        must_stop(&stop);
+        must_stand_still();
+        must_go_on(&stop);
+        for (int k = 0; k < 5000 && world->signals < i; k++)
+            usleep(1000);
+        assert_int_equal(world->signals, i);
+    }
+    must_stop(&stop);
+    kill(subject, SIGUSR1);
+    must_stand_still();
+    assert_int_equal(world->signals, 50);
+    must_go_on(&stop);
+    must_move();
+    usleep(10000);
+    assert_int_equal(world->signals, 51);
+    end();
+}
+
+static void one_that_is_stopped(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    start(counting);
+    must_move();
+    kill(subject, SIGSTOP);
+    assert_int_equal(waitpid(subject, NULL, WUNTRACED), subject);
+    must_stop(&stop);
+    must_go_on(&stop);
+    for (int i = 0; i < 1000 && state_of(subject) != 'T'; i++)
+        usleep(1000);
+    must_stand_still();
+    assert_int_equal(state_of(subject), 'T');
+    kill(subject, SIGCONT);
+    must_move();
+    end();
+}
+
+/* Its parent is not told either. */
+static void nobody_notices(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    siginfo_t info = {0};
+    start(counting);
+    must_move();
+    must_stop(&stop);
+    must_go_on(&stop);
+    must_move();
+    assert_int_equal(waitid(P_PID, (id_t)subject, &info, WSTOPPED | WCONTINUED | WNOHANG), 0);
+    assert_int_equal(info.si_pid, 0);
+    assert_int_equal(task_tracer(subject), 0);
+    end();
+}
+
+static void helper_killed(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    uint64_t usec;
+    start(counting);
+    must_move();
+    must_stop(&stop);
+    kill(stop.helper, SIGKILL);
+    must_move();
+    assert_true(task_go_on(&stop, &usec) < 0);
+    must_move();
+    end();
+}
+
+static void must_fail(enum failure code, const char *why)
+{
+    struct task_stop stop;
+    struct error err;
+    assert_int_equal(task_stop(subject, &stop, &err), -1);
+    assert_int_equal(err.code, code);
+    if (!strstr(err.text, why))
+        fail_msg("%s", err.text);
+}
+
+static void those_that_cannot(void **state)
+{
+    (void)state;
+    start(in_vfork);
+    while (state_of(subject) != 'D' && state_of(subject) != 'S')
+        usleep(1000);
+    usleep(20000);
+    must_fail(FAILURE_BUSY, "vfork");
+    end();
+    start(counting);
+    must_move();
+    assert_int_equal(ptrace(PTRACE_SEIZE, subject, NULL, NULL), 0);
+    must_fail(FAILURE_BUSY, "traced");
+    end();
+    must_fail(FAILURE_NOT_FOUND, "has ended");
+}
+
+int main(void)
+{
+    world = mmap(NULL, sizeof(*world), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_threads),
+        cmocka_unit_test(new_threads),
+        cmocka_unit_test(without_its_first_thread),
+        cmocka_unit_test(signals),
+        cmocka_unit_test(one_that_is_stopped),
+        cmocka_unit_test(nobody_notices),
+        cmocka_unit_test(helper_killed),
+        cmocka_unit_test(those_that_cannot),
+    };
+    return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
+}
