@@ -71,7 +71,7 @@ enum godwit_flags {
 
 /* How it is told what the process has written since the round before. */
 enum godwit_tracker {
-    GODWIT_TRACKER_AUTO = 0, /* for each process the first of these that works */
+    GODWIT_TRACKER_AUTO = 0, /* for each process the first of the next two that works */
     GODWIT_TRACKER_UFFD_WP =
         1, /* the kernel tells (Linux 6.7); what it cannot tell of stands still */
     GODWIT_TRACKER_COMPARE = 2,    /* all is read each time, and compared with what was sent */

@@ -480,7 +480,8 @@ void criu_explain(const char *what, int exit_status, const char *log, struct err
     if (found)
         error_append(ret, ": %s", line);
     if (found || !sig)
-        error_append(ret, " (log: %.200s)", log);
+        error_append(ret, " (log: %.*s)", found ? 100 : 200,
+                     log); /* more is to be said behind it */
 }
 
 /* ---- criu check ---- */

@@ -158,15 +158,20 @@ static int look_exist(void *with, const struct memory_area *area, struct page_ru
 }
 
 /* The table is opened each time: the process may have another memory than before. */
-static int list_all(pid_t pid, struct page_runs *runs)
+static int look_at_table(pid_t pid, look_fn *look, struct page_runs *runs)
 {
     struct page_table table;
     int r = page_table_open(&table, pid);
     if (r < 0)
         return r;
-    r = look_at_areas(pid, AREAS_ANONYMOUS | AREAS_OF_FILES, look_exist, &table, runs);
+    r = look_at_areas(pid, AREAS_ANONYMOUS | AREAS_OF_FILES, look, &table, runs);
     page_table_close(&table);
     return r;
+}
+
+static int list_all(pid_t pid, struct page_runs *runs)
+{
+    return look_at_table(pid, look_exist, runs);
 }
 
 /* Whether its pages can be looked at. */
@@ -189,26 +194,19 @@ static int look_dirty(void *with, const struct memory_area *area, struct page_ru
 
 static int list_dirty(pid_t pid, struct page_runs *runs)
 {
-    struct page_table table;
-    int r = page_table_open(&table, pid);
-    if (r < 0)
-        return r;
-    r = look_at_areas(pid, AREAS_ANONYMOUS | AREAS_OF_FILES, look_dirty, &table, runs);
-    page_table_close(&table);
-    return r;
+    return look_at_table(pid, look_dirty, runs);
 }
 
 static int dirty_open(struct follower *follower, struct error *err)
 {
     struct task_stop stop;
-    uint64_t usec;
     if (try_table(follower, err) < 0)
         return -1;
     if (!page_table_has_dirty())
         return error_set(err, FAILURE_SYSTEM, "this kernel has no soft-dirty bits");
     if (task_stop(follower->pid, &stop, err) < 0)
         return -1;
-    task_go_on(&stop, &usec); /* it can be stopped */
+    task_go_on(&stop); /* it can be stopped */
     return 0;
 }
 
@@ -220,7 +218,6 @@ static int dirty_scan(struct follower *follower, struct page_runs *runs)
 {
     struct task_stop stop;
     struct error err;
-    uint64_t usec;
     if (!follower->cleared) {
         int r = page_table_clear(follower->pid);
         follower->cleared = r == 0;
@@ -231,7 +228,7 @@ static int dirty_scan(struct follower *follower, struct page_runs *runs)
     int r = list_dirty(follower->pid, runs);
     if (r == 0)
         r = page_table_clear(follower->pid);
-    int ran = task_go_on(&stop, &usec);
+    int ran = task_go_on(&stop);
     return r < 0 ? r : ran;
 }
 

@@ -13,8 +13,8 @@
  * uffd-wp costs the process a fault per page and round, and us next to nothing; it wants Linux 6.7,
  * and is for anonymous memory (task/tracker.h).  compare wants nothing of the kernel, and reads all
  * memory each time, also while the process stands still.  soft-dirty reads and clears the tables of
- * all pages while the process stands still, some 20 ms per GiB in each round, for the kernel does
- * not do both in one step; it wants CONFIG_MEM_SOFT_DIRTY, which Debian's kernels for x86-64 have
+ * all pages while the process stands still, by its size, for the kernel does not do both in one
+ * step; it wants CONFIG_MEM_SOFT_DIRTY, which Debian's kernels for x86-64 have
  * had since long before 6.7; it has not been tried as much as the others, so FOLLOW_AUTO leaves it
  * out.  What these two say is right for the memory of files too.
  *

@@ -206,7 +206,7 @@ int task_stop(pid_t pid, struct task_stop *ret, struct error *err)
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         return error_set_errno(err, FAILURE_SYSTEM, errno, "stopping process %d", pid);
-    *ret = (struct task_stop){.socket = pair[0], .since_usec = now_usec()};
+    *ret = (struct task_stop){.socket = pair[0]};
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before); /* no signal of ours is the helper's */
     ret->helper = fork();
@@ -228,11 +228,10 @@ int task_stop(pid_t pid, struct task_stop *ret, struct error *err)
     return explain(pid, r, err);
 }
 
-int task_go_on(struct task_stop *stop, uint64_t *ret_usec)
+int task_go_on(struct task_stop *stop)
 {
     uint8_t byte = 0;
     int r = send(stop->socket, &byte, 1, MSG_NOSIGNAL) == 1 ? take_answer(stop->socket) : -EIO;
     reap(stop);
-    *ret_usec = now_usec() - stop->since_usec;
     return r;
 }

@@ -15,7 +15,6 @@
 struct task_stop {
     pid_t helper; /* a child, which traces it */
     int socket;
-    uint64_t since_usec;
 };
 
 /*
@@ -25,6 +24,6 @@ struct task_stop {
  */
 int task_stop(pid_t pid, struct task_stop *ret, struct error *err);
 
-/* Lets it go on; *ret_usec is how long it stood still.  0, or a negative errno if it has not stood
- * still all the time, because somebody killed the helper. */
-int task_go_on(struct task_stop *stop, uint64_t *ret_usec);
+/* Lets it go on.  0, or a negative errno if it has not stood still all the time, because somebody
+ * killed the helper. */
+int task_go_on(struct task_stop *stop);
