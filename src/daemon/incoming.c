@@ -214,7 +214,7 @@ static bool incoming_check_pager(struct incoming *incoming)
     return true;
 }
 
-/* It runs and criu has ended: what is left to do? */
+/* It runs and no criu of ours is at work: what is left to do? */
 static void incoming_check_fill(struct incoming *incoming)
 {
     struct snapshot *snapshot = incoming->snapshot;
@@ -241,11 +241,13 @@ static void incoming_runs(struct incoming *incoming)
 {
     if (incoming->running_usec)
         return;
+    struct snapshot *snapshot = incoming->snapshot;
     incoming->running_usec = now_usec();
-    cache_set_state(incoming->cache, incoming->snapshot, SNAPSHOT_RESTORED);
+    snapshot->filling = snapshot->lazy; /* whoever sees criu's end, or nobody: the pager is needed */
+    cache_set_state(incoming->cache, snapshot, SNAPSHOT_RESTORED);
     incoming_tell(incoming, FRAME_RESTORED, NULL);
-    if (incoming->snapshot->lazy)
-        pager_release(incoming->snapshot->dirfd);
+    if (snapshot->lazy)
+        pager_release(snapshot->dirfd);
 }
 
 /* ---- criu ---- */
@@ -647,7 +649,8 @@ void incomings_tick(struct cache *cache)
     for (struct incoming *incoming = cache->incomings, *next; incoming; incoming = next) {
         next = incoming->next;
         if (incoming->snapshot->filling) {
-            incoming_check_fill(incoming);
+            if (incoming->keeper == 0)
+                incoming_check_fill(incoming);
             continue;
         }
         if (incoming->hook && incoming->snapshot->state == SNAPSHOT_PREPARED &&

@@ -657,6 +657,36 @@ def test_fill_is_struck(lanes):
     assert {name for name, result in got if result.startswith("hit")} >= {"pager killed", "standby killed"}, got
 
 
+def forgotten_case(name, strike_it):
+    """Whoever knew of criu's end is gone when it is let go; the source settles before a page more has come."""
+
+    def case(lane):
+        pid, out = lane.spawn(64)
+        lane.man.arm((f"down:{FRAMES['PREPARED']}", "hold"))
+        migrate = lane.migrate(pid)
+        assert lane.man.is_held.wait(10)
+        assert strike_it(lane, migrate)
+        pagers = [p for p, n in lane.ours(lane.b).items() if n == PAGER]
+        strike(lane.b, pagers, signal.SIGSTOP)
+        lane.man.release()
+        status, err = lane.end(migrate, "migrate")
+        lane.man.disarm()
+        strike(lane.b, pagers, signal.SIGCONT)
+        if strike_it is restart_cache:
+            forget_notes(lane)
+        got = judge(lane, pid, out, status, err)
+        if not got.startswith(f"b; migrate: {MOVED} "):
+            raise Broken(f"it runs at b, and is whole: {got}")
+        return got
+
+    return name, case
+
+
+@needs_fill
+def test_fill_goes_on_without_a_keeper(lanes):
+    lanes.run([forgotten_case("keeper killed", strike_one("keeper")), forgotten_case("cache killed", restart_cache)])
+
+
 # ---- the table ----
 
 def test_every_state_is_hit(points):
