@@ -243,7 +243,7 @@ static void incoming_runs(struct incoming *incoming)
         return;
     struct snapshot *snapshot = incoming->snapshot;
     incoming->running_usec = now_usec();
-    snapshot->filling = snapshot->lazy; /* whoever sees criu's end, or nobody: the pager is needed */
+    snapshot->filling = snapshot->lazy; /* also if nobody sees the end of criu */
     cache_set_state(incoming->cache, snapshot, SNAPSHOT_RESTORED);
     incoming_tell(incoming, FRAME_RESTORED, NULL);
     if (snapshot->lazy)
