@@ -310,7 +310,7 @@ static void judge_pager(struct findings *findings)
         findings_add(findings, OK, "kernel", "",
                      "a process can run here before its memory is there");
     else
-        findings_add(findings, WARNING, "kernel", "Linux 6.17 or newer, with CONFIG_USERFAULTFD",
+        findings_add(findings, WARNING, "kernel", "a kernel with CONFIG_USERFAULTFD",
                      "memory cannot be filled in later: a process runs here only when all of it "
                      "is there");
 }

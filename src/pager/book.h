@@ -14,7 +14,8 @@
  *   task's descriptor into arrival.  Neither can be read twice, and neither is lost.
  * - A message is erased when what it asks for has been done.  Doing it twice does no harm: bits in
  *   a sheet are only ever set, a descriptor that has a record is not recorded again, and a move
- *   writes the other of two sets of views and says so in the same word as that it is done.
+ *   writes the other of two sets of views and says so in the same word as that it is done.  In that
+ *   word it also is whether a message has gone to the backlog, or has left it.
  * - A record is free before its descriptors are closed, and in use when they all are open.  What no
  *   record names is closed by a new leader.
  * - A page is marked as filled after it has been filled.  Filling it again answers EEXIST.
@@ -22,6 +23,7 @@
 #include <linux/userfaultfd.h>
 
 #include "criu/lazy.h"
+#include "pager/backlog.h"
 #include "pager/views.h"
 
 enum { RECORDS_MAX = 4096 };
@@ -29,8 +31,9 @@ enum { RECORDS_MAX = 4096 };
 enum { RECORD_FREE, RECORD_USED };
 
 enum {
-    COMMIT_VIEWS = 1 << 0,   /* which of the sheet's views are true */
-    COMMIT_APPLIED = 1 << 1, /* the event in the slot has moved them already */
+    COMMIT_VIEWS = 1 << 0, /* which of the sheet's views are true */
+    COMMIT_APPLIED =
+        1 << 1, /* the event in the slot has moved them already, or is in the backlog */
 };
 
 /* One userfaultfd. */
@@ -42,14 +45,15 @@ struct record {
     uint32_t child;            /* came by a fork */
     uint32_t broken;           /* its map cannot be used: nothing of it is answered */
     uint64_t pages;            /* that it lacked when it came */
-    uint32_t commit;           /* COMMIT_* */
     uint32_t space_number;
+    uint64_t commit;      /* COMMIT_*, and the backlog's counters */
     struct uffd_msg slot; /* the kernel writes here; event 0: none */
 };
 
 /* What a record's sheet begins with; a bitmap of the map's pages that need no filling follows. */
 struct sheet {
     struct views views[2];
+    struct backlog backlog;
 };
 
 struct book {

@@ -140,6 +140,17 @@ static bool lacks_any(const struct filler *filler, uint64_t home, uint64_t lengt
     return false;
 }
 
+/* Whether something is missing at [start, end) of the task. */
+static bool lacks_at(const struct filler *filler, uint64_t start, uint64_t end)
+{
+    uint64_t home, length;
+    while (views_next(views(filler), &start, end, &home, &length)) {
+        if (lacks_any(filler, home, length))
+            return true;
+    }
+    return false;
+}
+
 /* ---- opening ---- */
 
 static int open_map(struct filler *filler, struct error *err)
@@ -176,6 +187,8 @@ static void count_missing(struct filler *filler)
     for (uint64_t i = 0; i < filler->map.count; i++) {
         uint64_t end = page + filler->map.entries[i].pages;
         filler->first[i] = page;
+        /* Also what is filled: the leader that did it may have died before it gave it back. */
+        space_want(filler->space, page_offset(filler, i, page), end - page);
         for (uint64_t stop; (page = find_bit(filler, page, end, false)) < end; page = stop) {
             stop = find_bit(filler, page, end, true);
             filler->missing += stop - page;
@@ -263,6 +276,11 @@ struct filler *filler_close(struct filler *filler)
         }
     }
     return filler_forget(filler);
+}
+
+bool filler_waits(const struct filler *filler)
+{
+    return backlog_count(filler->record->commit) > 0;
 }
 
 bool filler_over(const struct filler *filler)
@@ -448,7 +466,7 @@ static unsigned make_batch(struct filler *filler, struct copy_job *jobs)
 /* Whether something is to be filled now. */
 static bool wants_filling(const struct filler *filler, bool finished)
 {
-    if (filler->missing == 0 || filler->gone ||
+    if (filler->missing == 0 || filler->gone || filler_waits(filler) ||
         (filler->retry_usec && now_usec() < filler->retry_usec))
         return false;
     if (filler->by_address && filler->cursor.passed && filler->stuck)
@@ -477,12 +495,13 @@ bool filler_step(struct filler *filler, struct copier *copier, bool finished)
     return filler->missing > 0 && !filler->gone && !filler->retry_usec;
 }
 
-void filler_probe(struct filler *filler)
+bool filler_probe(struct filler *filler)
 {
     /* An area that criu registers is not registered for this, so that nothing can come of it. */
     struct uffdio_writeprotect probe = {.range = {.start = PROBE_AT, .len = PAGE_BYTES}};
-    if (ioctl(filler->record->uffd, UFFDIO_WRITEPROTECT, &probe) < 0 && errno == ESRCH)
-        filler->gone = true;
+    int r = ioctl(filler->record->uffd, UFFDIO_WRITEPROTECT, &probe) < 0 ? -errno : 0;
+    filler->gone |= r == -ESRCH;
+    return r != -EAGAIN;
 }
 
 /* ---- messages ---- */
@@ -525,6 +544,10 @@ static void fault(struct filler *filler, uint64_t vaddr)
 {
     uint64_t entry, page;
     vaddr -= vaddr % PAGE_BYTES;
+    if (filler_waits(filler)) {
+        hold(filler, vaddr);
+        return;
+    }
     int r = missing_at(filler, vaddr, &entry, &page) ? answer_from_map(filler, vaddr, entry, page)
                                                      : uffd_zero(filler->record->uffd, vaddr);
     filler->report->faults += r == 0;
@@ -574,54 +597,106 @@ int filler_read(struct filler *filler)
 void filler_message_done(struct filler *filler)
 {
     __atomic_store_n(&filler->record->slot.event, 0, __ATOMIC_SEQ_CST);
-    __atomic_and_fetch(&filler->record->commit, ~(uint32_t)COMMIT_APPLIED, __ATOMIC_SEQ_CST);
+    __atomic_and_fetch(&filler->record->commit, ~(uint64_t)COMMIT_APPLIED, __ATOMIC_SEQ_CST);
+}
+
+/* One store that says all of it: turn is COMMIT_VIEWS if the other views are true now. */
+static void commit(struct filler *filler, uint64_t turn, bool of_backlog)
+{
+    uint64_t word = filler->record->commit ^ turn;
+    word = of_backlog ? backlog_popped(word) : word | COMMIT_APPLIED;
+    __atomic_store_n(&filler->record->commit, word, __ATOMIC_SEQ_CST);
+}
+
+static struct views *other_views(const struct filler *filler)
+{
+    return &filler->sheet->views[~filler->record->commit & COMMIT_VIEWS];
 }
 
 /* Forgets views in which nothing is missing. */
 static void prune(struct filler *filler)
 {
     const struct views *from = views(filler);
-    uint32_t other = ~filler->record->commit & COMMIT_VIEWS;
-    struct views *to = &filler->sheet->views[other];
+    struct views *to = other_views(filler);
     to->count = 0;
     for (uint64_t i = 0; i < from->count; i++) {
         if (lacks_any(filler, from->list[i].home, from->list[i].end - from->list[i].start))
             to->list[to->count++] = from->list[i];
     }
-    __atomic_store_n(&filler->record->commit, other, __ATOMIC_SEQ_CST);
+    __atomic_xor_fetch(&filler->record->commit, COMMIT_VIEWS, __ATOMIC_SEQ_CST);
 }
 
-static int move(struct filler *filler, uint64_t from, uint64_t to, uint64_t length)
+static int move(struct filler *filler, uint64_t from, uint64_t to, uint64_t length, bool of_backlog)
 {
     mark_range(filler, to, to + length);
-    uint32_t other = ~filler->record->commit & COMMIT_VIEWS;
-    int r = views_move(&filler->sheet->views[other], views(filler), from, to, length);
+    int r = views_move(other_views(filler), views(filler), from, to, length);
     if (r < 0) {
         prune(filler);
-        other = ~filler->record->commit & COMMIT_VIEWS;
-        r = views_move(&filler->sheet->views[other], views(filler), from, to, length);
+        r = views_move(other_views(filler), views(filler), from, to, length);
     }
     if (r < 0)
         return r;
-    __atomic_store_n(&filler->record->commit, other | COMMIT_APPLIED, __ATOMIC_SEQ_CST);
+    commit(filler, COMMIT_VIEWS, of_backlog);
+    if (of_backlog && filler->own_unmap)
+        filler->own_unmap->event = 0; /* what is there by now is another's */
     return 0;
 }
 
-int filler_message(struct filler *filler)
+int filler_do(struct filler *filler, const struct uffd_msg *message, bool of_backlog)
 {
-    const struct uffd_msg message = filler->record->slot;
-    int r = 0;
-    if (message.event == UFFD_EVENT_PAGEFAULT) {
-        fault(filler, message.arg.pagefault.address);
+    if (message->event == UFFD_EVENT_PAGEFAULT) {
+        fault(filler, message->arg.pagefault.address);
         return 0;
     }
-    filler->events = true;
+    filler->events |= message->event != UFFD_EVENT_FORK;
     filler->retry_usec = 0;
     if (!filler->sheet)
         return 0;
-    if (message.event == UFFD_EVENT_REMOVE || message.event == UFFD_EVENT_UNMAP)
-        mark_range(filler, message.arg.remove.start, message.arg.remove.end);
-    else if (message.event == UFFD_EVENT_REMAP)
-        r = move(filler, message.arg.remap.from, message.arg.remap.to, message.arg.remap.len);
-    return r;
+    if (message->event == UFFD_EVENT_REMAP)
+        return move(filler, message->arg.remap.from, message->arg.remap.to, message->arg.remap.len,
+                    of_backlog);
+    if (message->event == UFFD_EVENT_REMOVE || message->event == UFFD_EVENT_UNMAP)
+        mark_range(filler, message->arg.remove.start, message->arg.remove.end);
+    if (of_backlog)
+        commit(filler, 0, true);
+    return 0;
+}
+
+/* ---- messages that wait ---- */
+
+bool filler_put_off(struct filler *filler)
+{
+    struct record *record = filler->record;
+    uint32_t count = backlog_count(record->commit);
+    if (count == BACKLOG_MAX)
+        return false;
+    filler->sheet->backlog.list[backlog_index(record->commit, count)] = record->slot;
+    __atomic_store_n(&record->commit, backlog_pushed(record->commit) | COMMIT_APPLIED,
+                     __ATOMIC_SEQ_CST);
+    return true;
+}
+
+/* How much the first, a move, has moved.  False: that is not to be known yet. */
+static bool find_length(struct filler *filler, struct uffd_msg *move)
+{
+    struct backlog_move told;
+    uint64_t length = move->arg.remap.len, end = move->arg.remap.from + length;
+    if (!backlog_look(&filler->sheet->backlog, filler->record->commit, &told))
+        return filler_probe(filler); /* its call is over: it unmaps nothing more */
+    uint64_t moved_end = move->arg.remap.from + told.length;
+    /* What is missing is registered, and what is unmapped of that is told. */
+    if (!told.certain && lacks_at(filler, moved_end, end))
+        return true;
+    move->arg.remap.len = told.length;
+    filler->own_unmap = told.unmapped ? &filler->sheet->backlog.list[told.own] : NULL;
+    return true;
+}
+
+bool filler_next(struct filler *filler, struct uffd_msg *ret)
+{
+    if (!filler_waits(filler))
+        return false;
+    filler->own_unmap = NULL;
+    *ret = filler->sheet->backlog.list[backlog_index(filler->record->commit, 0)];
+    return ret->event != UFFD_EVENT_REMAP || find_length(filler, ret);
 }

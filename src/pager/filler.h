@@ -50,6 +50,8 @@ struct filler {
     uint64_t held[FILLER_HELD]; /* faults that wait for events to be read, or for memory */
     unsigned held_count;
 
+    struct uffd_msg *own_unmap; /* in the backlog: of the move that is next; NULL: none */
+
     bool events; /* its memory has been changed since it came */
     bool stuck;  /* a page cannot be filled: it is never over */
     bool gone;   /* its task */
@@ -77,9 +79,24 @@ bool filler_step(struct filler *filler, struct copier *copier, bool finished);
 /* Reads one message into the record's slot.  1: it is there; 0: none; or a negative errno. */
 int filler_read(struct filler *filler);
 
-/* What to do for a message but a fork.  0, or -ENOSPC: it cannot be done, and stays in the slot. */
-int filler_message(struct filler *filler);
+/*
+ * Does what a message asks for, but for a fork, of which the caller makes a record first: the one
+ * in the slot, or, of_backlog, the first that waits, which is then gone.  0, or -ENOSPC: it cannot
+ * be done, and stays.
+ */
+int filler_do(struct filler *filler, const struct uffd_msg *message, bool of_backlog);
+
+/* Puts the message in the slot behind those that wait.  False: too many do. */
+bool filler_put_off(struct filler *filler);
+
+/* The message in the slot has been done or put off. */
 void filler_message_done(struct filler *filler);
+
+/* Whether messages wait; nothing is filled, and no fault answered, meanwhile. */
+bool filler_waits(const struct filler *filler);
+
+/* The first that waits, if it need not any more, with the length that has been moved. */
+bool filler_next(struct filler *filler, struct uffd_msg *ret);
 
 void filler_retry_held(struct filler *filler);
 
@@ -87,7 +104,7 @@ void filler_retry_held(struct filler *filler);
 void filler_wake_all(struct filler *filler);
 
 /* Looks whether the task lives, when there is nothing to fill. */
-void filler_probe(struct filler *filler);
+bool filler_probe(struct filler *filler);
 
 /* Bytes of a sheet for a map of so many pages. */
 uint64_t sheet_bytes(uint64_t pages);

@@ -62,23 +62,61 @@ int pager_watch(struct pager *pager, int fd, uint32_t tag)
 
 /* ---- messages ---- */
 
-/* 0, or a negative errno: it is to be tried again, and stays in the slot. */
-static int on_fork(struct pager *pager, const struct filler *parent)
+static void moved_too_much(struct pager *pager)
 {
-    int uffd = (int)parent->record->slot.arg.fork.ufd;
+    pager_fail(pager, "a task's memory has been moved about too much");
+}
+
+static int on_fork(struct pager *pager, const struct filler *parent, int uffd)
+{
     return record_find(pager, uffd) >= 0 ? 0 : record_add_child(pager, parent, uffd);
 }
 
-/* The message in the slot.  False: it has to wait. */
+/* What a message asks for.  False: it is to be tried again. */
+static bool do_message(struct pager *pager, struct filler *filler, const struct uffd_msg *message,
+                       bool of_backlog)
+{
+    if (message->event == UFFD_EVENT_FORK && on_fork(pager, filler, (int)message->arg.fork.ufd) < 0)
+        return false;
+    bool done = filler_do(filler, message, of_backlog) == 0;
+    if (!done)
+        moved_too_much(pager);
+    return done;
+}
+
+/* Whether the message in the slot must wait for others: a move that may not say how much. */
+static bool must_wait(const struct pager *pager, const struct filler *filler)
+{
+    uint8_t event = filler->record->slot.event;
+    return filler->sheet && event != UFFD_EVENT_PAGEFAULT &&
+           (filler_waits(filler) || (event == UFFD_EVENT_REMAP && !pager->state->moves_exact));
+}
+
+/* The message in the slot.  False: it has to wait there. */
 static bool take_message(struct pager *pager, struct filler *filler)
 {
-    bool fork = filler->record->slot.event == UFFD_EVENT_FORK;
-    int r = fork ? on_fork(pager, filler) : filler_message(filler);
-    if (r < 0 && !fork)
-        pager_fail(pager, "a task's memory has been moved about too much");
-    if (r == 0)
-        filler_message_done(filler);
-    return r == 0;
+    bool wait = must_wait(pager, filler);
+    const struct uffd_msg message = filler->record->slot;
+    if (wait && !filler_put_off(filler)) {
+        moved_too_much(pager);
+        return false;
+    }
+    if (!wait && !do_message(pager, filler, &message, false))
+        return false;
+    filler_message_done(filler);
+    return true;
+}
+
+/* What waits and need not wait any more. */
+static void work_off(struct pager *pager, struct filler *filler)
+{
+    struct uffd_msg message;
+    while (filler_next(filler, &message)) {
+        if (!do_message(pager, filler, &message, true)) {
+            pager->pending = true;
+            return;
+        }
+    }
 }
 
 static void on_uffd(struct pager *pager, struct filler *filler)
@@ -94,6 +132,7 @@ static void on_uffd(struct pager *pager, struct filler *filler)
         if (r <= 0 || !take_message(pager, filler))
             break;
     }
+    work_off(pager, filler);
     if (filler->held_count > 0)
         filler_retry_held(filler);
 }
@@ -122,7 +161,7 @@ void pager_open_book(struct pager *pager)
             continue;
         if (record->commit & COMMIT_APPLIED) {
             record->slot.event = 0;
-            record->commit &= ~(uint32_t)COMMIT_APPLIED;
+            record->commit &= ~(uint64_t)COMMIT_APPLIED;
         }
         record_open(pager, i);
     }
@@ -132,7 +171,7 @@ void pager_open_book(struct pager *pager)
         struct filler *filler = pager->fillers[i];
         if (!filler)
             continue;
-        if (filler->record->slot.event)
+        if (filler->record->slot.event || filler_waits(filler))
             on_uffd(pager, filler);
         filler_wake_all(filler);
     }
@@ -151,7 +190,7 @@ static bool fill_some(struct pager *pager, bool *soon)
             continue;
         if (filler_step(filler, &pager->copier, pager->book->finished))
             return true;
-        *soon |= filler->retry_usec != 0 || filler->held_count > 0;
+        *soon |= filler->retry_usec != 0 || filler->held_count > 0 || filler_waits(filler);
     }
     return false;
 }
@@ -159,8 +198,8 @@ static bool fill_some(struct pager *pager, bool *soon)
 /* Whether a userfaultfd may be closed. */
 static bool may_be_freed(const struct pager *pager, const struct filler *filler)
 {
-    if (filler->record->slot.event == UFFD_EVENT_FORK)
-        return false; /* the child's is in the slot yet */
+    if (filler->record->slot.event == UFFD_EVENT_FORK || filler_waits(filler))
+        return false; /* a child's may be there yet */
     if (pager->book->finished)
         return filler_over(filler);
     /* Before criu has finished it may touch memory that is registered. */
@@ -174,7 +213,7 @@ static void look_after(struct pager *pager)
     for (unsigned i = 0; i < pager->used; i++) {
         struct filler *filler = pager->fillers[i];
         struct record *record = &pager->book->records[i];
-        if (filler && (filler->held_count > 0 || record->slot.event))
+        if (filler && (filler->held_count > 0 || record->slot.event || filler_waits(filler)))
             on_uffd(pager, filler);
         if (filler && probe)
             filler_probe(filler);
@@ -252,7 +291,8 @@ static bool all_is_quiet(const struct pager *pager)
 {
     for (unsigned i = 0; i < pager->used; i++) {
         const struct filler *filler = pager->fillers[i];
-        if (filler && (filler->held_count > 0 || filler->gone || filler->record->slot.event))
+        if (filler && (filler->held_count > 0 || filler->gone || filler->record->slot.event ||
+                       filler_waits(filler)))
             return false;
     }
     return true;

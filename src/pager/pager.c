@@ -183,6 +183,13 @@ static int start_process(struct start *start, int dirfd, struct error *err)
 
 /* ---- whether it can work here ---- */
 
+/* What a userfaultfd's message of a move tells, see backlog.h. */
+enum kernel {
+    KERNEL_REFUSES, /* no such userfaultfd, or it has not been tried */
+    KERNEL_TELLS_MOVED,
+    KERNEL_TELLS_ASKED, /* before Linux 6.17 */
+};
+
 /* In a child, and a thread of it: the move waits until its message is read. */
 static void *shrink_and_move(void *user)
 {
@@ -192,11 +199,8 @@ static void *shrink_and_move(void *user)
     return NULL;
 }
 
-/*
- * In a child.  Before Linux 6.17 the message of a move tells the length that there was, also when
- * less has been moved; missing pages would be taken for others then.
- */
-static bool moves_are_told(int uffd)
+/* In a child. */
+static enum kernel moves_of_kernel(int uffd)
 {
     char *pages =
         mmap(NULL, 4 * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -209,16 +213,16 @@ static bool moves_are_told(int uffd)
     pthread_t thread;
     if (pages == MAP_FAILED || ioctl(uffd, UFFDIO_REGISTER, &area) < 0 ||
         pthread_create(&thread, NULL, shrink_and_move, pages) != 0)
-        return false;
+        return KERNEL_REFUSES;
     while (poll(&poll_fd, 1, PATIENCE_MSEC) == 1 &&
            read(uffd, &message, sizeof(message)) == sizeof(message)) {
         if (message.event == UFFD_EVENT_REMAP)
-            return message.arg.remap.len == PAGE_BYTES;
+            return message.arg.remap.len == PAGE_BYTES ? KERNEL_TELLS_MOVED : KERNEL_TELLS_ASKED;
     }
-    return false;
+    return KERNEL_REFUSES;
 }
 
-bool pager_is_possible(void)
+static enum kernel try_kernel(void)
 {
     pid_t pid = fork();
     if (pid == 0) {
@@ -227,12 +231,26 @@ bool pager_is_possible(void)
                                  .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
                                              UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMOVE};
         int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-        _exit(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0 && moves_are_told(fd) ? 0 : 1);
+        _exit(fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0 ? KERNEL_REFUSES : moves_of_kernel(fd));
     }
     int status = -1;
     while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;
-    return status == 0;
+    return WIFEXITED(status) ? (enum kernel)WEXITSTATUS(status) : KERNEL_REFUSES;
+}
+
+/* Once in a process: the kernel stays. */
+static enum kernel know_kernel(void)
+{
+    static enum kernel kernel;
+    if (kernel == KERNEL_REFUSES)
+        kernel = try_kernel();
+    return kernel;
+}
+
+bool pager_is_possible(void)
+{
+    return know_kernel() != KERNEL_REFUSES;
 }
 
 /* ---- starting it ---- */
@@ -253,6 +271,7 @@ int pager_start(int dirfd, int imagefd, const char *workdir, struct error *err)
     if (listener < 0) {
         r = error_set_errno(err, FAILURE_SYSTEM, listener, "%s/%s", workdir, LAZY_SOCKET);
     } else {
+        start.state->moves_exact = know_kernel() == KERNEL_TELLS_MOVED;
         snprintf(start.state->socket, sizeof(start.state->socket), "%s/%s", workdir, LAZY_SOCKET);
         start.listener = listener;
         start.workdir = workdir_fd;

@@ -34,7 +34,7 @@ struct pager_view {
 };
 
 /* Whether this kernel lets us (root) fill the memory of others as criu restore --lazy-pages wants
- * it, and tells all that has to be known for it.  Takes some milliseconds, and a child. */
+ * it.  The first time it takes some milliseconds, and a child. */
 bool pager_is_possible(void);
 
 /*

@@ -17,7 +17,8 @@
 #include "pager/leader.h"
 
 enum {
-    KNOWN_MAX = 16 + 5 * RECORDS_MAX,
+    KNOWN_OF_BOOK = 16,
+    KNOWN_OF_RECORD = 5,
     SHORT_LIVES_MAX = 100,
     PAUSE_USEC = 100000,
 };
@@ -91,6 +92,29 @@ _Noreturn void pair_end(struct pager *pager)
 
 /* ---- taking over ---- */
 
+static size_t known_max(const struct book *book)
+{
+    size_t count = KNOWN_OF_BOOK;
+    for (unsigned i = 0; i < RECORDS_MAX; i++)
+        count += KNOWN_OF_RECORD + backlog_count(book->records[i].commit);
+    return count;
+}
+
+/* Of children of whom no record is made yet. */
+static size_t known_of_backlog(const struct record *record, int *known)
+{
+    size_t count = 0;
+    for (uint32_t i = 0; i < backlog_count(record->commit); i++) {
+        struct uffd_msg message;
+        size_t at = offsetof(struct sheet, backlog.list) +
+                    backlog_index(record->commit, i) * sizeof(message);
+        if (pread(record->sheet, &message, sizeof(message), (off_t)at) == sizeof(message) &&
+            message.event == UFFD_EVENT_FORK)
+            known[count++] = (int)message.arg.fork.ufd;
+    }
+    return count;
+}
+
 static size_t known_descriptors(const struct pager *pager, int *known)
 {
     const struct book *book = pager->book;
@@ -119,6 +143,7 @@ static size_t known_descriptors(const struct pager *pager, int *known)
         known[count++] = record->sheet;
         if (record->slot.event == UFFD_EVENT_FORK)
             known[count++] = (int)record->slot.arg.fork.ufd;
+        count += known_of_backlog(record, known + count);
     }
     return count;
 }
@@ -126,7 +151,7 @@ static size_t known_descriptors(const struct pager *pager, int *known)
 /* Closes what a dead leader had opened and not written down. */
 static void sweep(const struct pager *pager)
 {
-    int *known = malloc(KNOWN_MAX * sizeof(*known));
+    int *known = malloc(known_max(pager->book) * sizeof(*known));
     if (!known)
         return; /* they are few, and do no harm */
     close_all_but(known, known_descriptors(pager, known));

@@ -95,13 +95,18 @@ void spaces_release(struct spaces *spaces)
     }
 }
 
+void space_want(struct space *space, uint64_t offset, uint64_t pages)
+{
+    for (uint64_t i = offset / PIECE_BYTES; i * PIECE_BYTES < offset + pages * PAGE_BYTES; i++)
+        space->pieces[i].wanted = true;
+}
+
 void space_lack(struct space *space, uint64_t offset, uint64_t pages)
 {
     for (uint64_t n; pages > 0; pages -= n, offset += n * PAGE_BYTES) {
         struct piece *piece = &space->pieces[offset / PIECE_BYTES];
         n = MIN(pages, (PIECE_BYTES - offset % PIECE_BYTES) / PAGE_BYTES);
         piece->lacking += (uint32_t)n;
-        piece->wanted = true;
     }
 }
 

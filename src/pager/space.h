@@ -33,6 +33,8 @@ void spaces_put(struct spaces *spaces, struct space *space);
 /* From now on what nobody lacks is given back, and at once what nobody lacks already. */
 void spaces_release(struct spaces *spaces);
 
+/* A map speaks of these pages; of those of them that somebody lacks space_lack() tells. */
+void space_want(struct space *space, uint64_t offset, uint64_t pages);
 void space_lack(struct space *space, uint64_t offset, uint64_t pages);
 void space_filled(struct spaces *spaces, struct space *space, uint64_t offset, uint64_t pages);
 

@@ -20,6 +20,7 @@ struct pager_state {
     /* Written by others. */
     uint32_t release, stopping;
     /* Written once. */
+    uint32_t moves_exact; /* what the kernel tells of a move is what has been moved */
     char socket[PATH_MAX];
 };
 

@@ -16,9 +16,6 @@ from godwit import ABORTED, REFUSED
 
 CACHE_FILES = ("cache.sock", "cache.sock.lock", "image-cache.log", "images", "streamer-serve.sock")
 PAGER = "godwit-pager"
-# Before Linux 6.17 all memory is in place before a process runs (pager_is_possible()).
-FILLS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 17)
-needs_fill = pytest.mark.skipif(not FILLS, reason="this kernel does not tell all that has to be known to fill in memory later")
 SLOW = float(os.environ.get("GODWIT_SLOW", 1))  # how much slower than others this machine is
 PATIENCE = 40 * SLOW
 

@@ -19,7 +19,7 @@ import pytest
 from bed import SHARED, wait_for, workload
 from failures import FULL
 from godwit import ABORTED, MIB, REFUSED, USAGE, check_memory
-from live import Between, Churn, Face, Told, filling, new_seed, ours, pagers, needs_fill
+from live import Between, Churn, Face, Told, filling, new_seed, ours, pagers
 from test_memory import fields
 
 LOOPS = int(os.environ.get("GODWIT_LIVE_LOOPS", "1"))
@@ -367,7 +367,6 @@ class PagerKiller:
         self.thread.join()
 
 
-@needs_fill
 @pytest.mark.parametrize("which", ["leader", "standby", "either"])
 def test_pager_is_killed(between, which):
     """The fill goes on, and not one byte is wrong."""
@@ -382,7 +381,6 @@ def test_pager_is_killed(between, which):
     assert kills > 0, "no pager was there to be killed"
 
 
-@needs_fill
 @pytest.mark.parametrize("when", ["building", "filling"])
 def test_both_pagers_are_killed(between, when):
     """Nobody can fill it any more: before the decision it runs on at the source, later it is ended."""
@@ -522,7 +520,6 @@ def test_rounds_take_the_memory_of_one(between):
     assert peaks.store <= 1.1 * size + 64 * MIB
 
 
-@needs_fill
 @pytest.mark.timeout(240)
 def test_fill_gives_memory_back(between):
     """The destination's peak, store and tasks together, is at most 1.2 times the private memory of the process."""

@@ -92,7 +92,7 @@ def test_tcp(two, target):
     arrives(counter, b)
     a.wait_gone()
     b.wait_gone(*CACHE_FILES)
-    assert b.files("/run/godwit/images") == []
+    wait_for(lambda: b.files("/run/godwit/images") == [], 5, "the source's last word")
 
 
 def test_unix_socket(two):

@@ -21,7 +21,7 @@ import pytest
 
 import bed as testbed
 from failures import CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, check_breaks, comm, criu_broke_it, one_line, point_name, program
-from live import PAGER, needs_fill
+from live import PAGER
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
 MOVED, PEER, DOUBT, BUSY, REFUSED, ABORTED = 0, 4, 7, 8, 9, 10
@@ -308,7 +308,7 @@ def program_case(direction, kind, who, sig):
     return f"{point_name(direction, kind)}: {signal.Signals(sig).name} {who}", case
 
 
-@pytest.mark.parametrize("who", [pytest.param(w, marks=needs_fill) if w in ("pager", "standby") else w for w in VICTIMS])
+@pytest.mark.parametrize("who", VICTIMS)
 def test_killed(lanes, points, who):
     """Every program of either side is killed while a frame is on its way."""
     got = lanes.run([program_case(d, k, who, signal.SIGKILL) for d, k in points])
@@ -645,7 +645,6 @@ def reset_link(lane, migrate):
     return True
 
 
-@needs_fill
 def test_fill_is_struck(lanes):
     """Killed programs and broken links while the process runs and its memory is still coming: it stays right."""
     # A fill is short; these two are there to its end, so that one of a few comes in time.
@@ -682,7 +681,6 @@ def forgotten_case(name, strike_it):
     return name, case
 
 
-@needs_fill
 def test_fill_goes_on_without_a_keeper(lanes):
     lanes.run([forgotten_case("keeper killed", strike_one("keeper")), forgotten_case("cache killed", restart_cache)])
 

@@ -274,10 +274,22 @@ static void must_do(void (*job)(struct orders *))
     assert_true(servant.orders->result);
 }
 
+/* Whether the pager is to take the kernel for one that does not say how much has been moved. */
+static bool distrust;
+
 /* A servant for the arena. */
 static void begin_restore(void)
 {
     start();
+    if (distrust) {
+        int fd = openat(place.dir, PAGER_STATE_NAME, O_RDWR | O_CLOEXEC);
+        struct pager_state *shared =
+            mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        assert_true(shared != MAP_FAILED);
+        shared->moves_exact = 0;
+        munmap(shared, sizeof(*shared));
+        close(fd);
+    }
     servant_start(&servant, nothing);
 }
 
@@ -406,6 +418,7 @@ static void protect_pages(struct life *life)
              choose(life, 2) ? PROT_READ : PROT_READ | PROT_WRITE);
 }
 
+/* Also where it becomes smaller, and stays. */
 static void move_pages(struct life *life)
 {
     uint64_t pages, page = choose_range(life, &pages), other, to = choose_range(life, &other);
@@ -414,14 +427,18 @@ static void move_pages(struct life *life)
     pages = MIN(pages, life->to - to);
     if (pages == 0 || (to < page + pages && page < to + pages))
         return;
-    void *moved = mremap(page_at(page), pages * PAGE_BYTES, pages * PAGE_BYTES,
+    uint64_t moves = stay || choose(life, 2) ? pages : 1 + choose(life, pages);
+    void *moved = mremap(page_at(page), pages * PAGE_BYTES, moves * PAGE_BYTES,
                          MREMAP_MAYMOVE | MREMAP_FIXED | stay, page_at(to));
     if (moved == MAP_FAILED) {
-        munmap(page_at(to), pages * PAGE_BYTES); /* it may have been already */
-        want_range(life, to, pages, GONE);
+        /* They may have been already. */
+        munmap(page_at(to), moves * PAGE_BYTES);
+        munmap(page_at(page + moves), (pages - moves) * PAGE_BYTES);
+        want_range(life, to, moves, GONE);
+        want_range(life, page + moves, pages - moves, GONE);
         return;
     }
-    memcpy(&life->want[to], &life->want[page], pages * sizeof(*life->want));
+    memcpy(&life->want[to], &life->want[page], moves * sizeof(*life->want));
     want_range(life, page, pages, stay ? 0 : GONE);
 }
 
@@ -578,6 +595,13 @@ static void lives_while_it_is_filled(void **state)
         servant_kill(&servant);
     }
     assert_true(world->forks > 0);
+}
+
+static void lives_on_an_old_kernel(void **state)
+{
+    distrust = true;
+    lives_while_it_is_filled(state);
+    distrust = false;
 }
 
 /* ---- killed ---- */
@@ -754,6 +778,13 @@ static void either_killed(void **state)
 {
     (void)state;
     kill_while_it_lives(0, 40);
+}
+
+static void either_killed_on_an_old_kernel(void **state)
+{
+    distrust = true;
+    either_killed(state);
+    distrust = false;
 }
 
 static bool has_pages(void)
@@ -1172,6 +1203,25 @@ static void memory_is_given_back(void **state)
     servant_kill(&servant);
 }
 
+/* What it had filled, and not yet given back. */
+static void memory_of_a_dead_leader(void **state)
+{
+    (void)state;
+    need_userfaultfd();
+    uint64_t random = test_seed();
+    begin_restore();
+    write_images(servant.pid, &random, ARENA, 0);
+    must_do(hand_over);
+    usleep(200000);
+    assert_true(look().filled > 0 && kill_one(LEADER));
+    pager_release(place.dir);
+    must_do(finish);
+    must_end(PAGER_DONE);
+    assert_in_range(space_bytes(), 0, MIB(2));
+    must_be_right();
+    servant_kill(&servant);
+}
+
 static void memory_is_kept(void **state)
 {
     (void)state;
@@ -1407,16 +1457,19 @@ int main(void)
         WORLD(exits_in_the_middle),
         WORLD(two_with_one_space),
         WORLD(memory_is_given_back),
+        WORLD(memory_of_a_dead_leader),
         WORLD(memory_is_kept),
         WORLD(both_killed),
         WORLD(nothing_piles_up),
         WORLD(lives_while_it_is_filled),
+        WORLD(lives_on_an_old_kernel),
         WORLD(leader_killed),
         WORLD(standby_killed),
         WORLD(killed_at_the_hand_off),
         WORLD(connection_is_found),
         WORLD(a_fault_that_was_read),
         WORLD(either_killed),
+        WORLD(either_killed_on_an_old_kernel),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
