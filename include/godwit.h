@@ -139,6 +139,7 @@ struct godwit_result {
     uint64_t dump_usec, send_usec, restore_usec, commit_usec;
     uint64_t first_round_usec, first_round_bytes; /* 0: there were none */
     unsigned rounds;
+    uint64_t stopped_usec; /* the longest that a thread stood still in them, to be followed */
     uint64_t total_usec;
     uint64_t transferred; /* bytes */
 };

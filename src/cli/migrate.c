@@ -193,8 +193,10 @@ static void print_downtime_json(const struct godwit_result *result)
            (double)result->send_usec / USEC_PER_MSEC, (double)result->restore_usec / USEC_PER_MSEC,
            (double)result->commit_usec / USEC_PER_MSEC);
     if (result->rounds)
-        printf("\"rounds\": %u, \"first-round\": {\"time\": %.1f, \"transferred\": %llu}, ",
-               result->rounds, (double)result->first_round_usec / USEC_PER_MSEC,
+        printf("\"rounds\": %u, \"stopped\": %.3f, \"first-round\": {\"time\": %.1f, "
+               "\"transferred\": %llu}, ",
+               result->rounds, (double)result->stopped_usec / USEC_PER_MSEC,
+               (double)result->first_round_usec / USEC_PER_MSEC,
                (unsigned long long)result->first_round_bytes);
 }
 

@@ -99,6 +99,7 @@ static void on_round_over(struct rounds *rounds, void *user)
     if (m->state != SOURCE_COPYING)
         return;
     m->result.rounds = stats->round;
+    m->result.stopped_usec = stats->stopped_usec;
     if (stats->round == 1) {
         m->result.first_round_usec = stats->usec;
         m->result.first_round_bytes = stats->bytes;

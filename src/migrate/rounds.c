@@ -192,6 +192,7 @@ static void task_scan(struct rounds *rounds, struct round_task *task)
         return;
     }
     rounds->stats.tasks++;
+    rounds->stats.stopped_usec = MAX(rounds->stats.stopped_usec, task->follower.stopped_usec);
     rounds->stats.compared += follower_kind(&task->follower) == FOLLOW_COMPARE;
 }
 

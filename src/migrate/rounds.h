@@ -27,6 +27,7 @@ struct rounds_stats {
     uint64_t since_usec;       /* within that time: since the round before began; 0 in the first */
     uint64_t usec;             /* it took */
     uint64_t bytes;            /* of memory, all rounds */
+    uint64_t stopped_usec;     /* the longest that a thread stood still for it, all rounds */
     unsigned tasks, skipped;   /* followed; left to criu */
     struct error reason;       /* why the latest of those was left */
     unsigned compared;         /* of the tasks: all of their memory is read each time */

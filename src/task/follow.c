@@ -92,6 +92,11 @@ static int add_all(struct page_runs *to, const struct page_runs *from)
     return r;
 }
 
+static void note_stop(struct follower *follower, uint64_t usec)
+{
+    follower->stopped_usec = MAX(follower->stopped_usec, usec);
+}
+
 /* ---- uffd-wp ---- */
 
 static int look_scan(void *with, const struct memory_area *area, struct page_runs *runs)
@@ -111,7 +116,10 @@ static int look_list_tracked(void *with, const struct memory_area *area, struct 
 
 static int uffd_open(struct follower *follower, struct error *err)
 {
-    return tracker_open(&follower->tracker, follower->pid, err);
+    if (tracker_open(&follower->tracker, follower->pid, err) < 0)
+        return -1;
+    note_stop(follower, (follower->tracker.stopped_nsec + 999) / 1000);
+    return 0;
 }
 
 static void uffd_close(struct follower *follower)
@@ -204,9 +212,11 @@ static int dirty_open(struct follower *follower, struct error *err)
         return -1;
     if (!page_table_has_dirty())
         return error_set(err, FAILURE_SYSTEM, "this kernel has no soft-dirty bits");
+    uint64_t began = now_usec();
     if (task_stop(follower->pid, &stop, err) < 0)
         return -1;
     task_go_on(&stop); /* it can be stopped */
+    note_stop(follower, now_usec() - began);
     return 0;
 }
 
@@ -223,12 +233,14 @@ static int dirty_scan(struct follower *follower, struct page_runs *runs)
         follower->cleared = r == 0;
         return r < 0 ? r : list_all(follower->pid, runs);
     }
+    uint64_t began = now_usec();
     if (task_stop(follower->pid, &stop, &err) < 0)
         return err.code == FAILURE_NOT_FOUND ? -ESRCH : -EBUSY;
     int r = list_dirty(follower->pid, runs);
     if (r == 0)
         r = page_table_clear(follower->pid);
     int ran = task_go_on(&stop);
+    note_stop(follower, now_usec() - began);
     return r < 0 ? r : ran;
 }
 

@@ -290,6 +290,8 @@ def test_option(between, options):
         assert (told.rounds is None) == ("--stop-and-copy" in options)
         if "--max-rounds" in options:
             assert told.rounds <= options[options.index("--max-rounds") + 1]
+        if told.rounds:
+            assert (told.last["stopped"] > 0) == ("compare" not in options), told.last
     print(f"down {told.downtime:.0f} ms, rounds {told.rounds}")
 
 

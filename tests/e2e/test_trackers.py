@@ -82,6 +82,7 @@ def test_soft_dirty(lacking, features, kind):
         slowly = ["--downtime", 1, "--max-rounds", 6, "--bandwidth", "40M"] if n % 2 == 0 else []
         told = lacking.move(churn, "--tracker", "soft-dirty", *slowly, *(["--verify"] if n == 1 else []))
         assert "criu has dumped all memory again" not in warnings(told) and "cannot be followed" not in warnings(told)
+        assert told.last["stopped"] > 0
 
 
 @pytest.mark.skipif(has_soft_dirty(), reason="this kernel has soft-dirty bits")
