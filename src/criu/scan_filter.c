@@ -18,10 +18,13 @@
  * No library: criu may run under a loader and a libc of its own, so nothing here names a version of
  * a symbol.
  *
- *   GODWIT_SCAN_FILTER_FD    a descriptor that gets one byte at the first narrowed scan; all tasks
- *                            stand still by then.  Nothing is hidden before that has been told.
+ *   GODWIT_SCAN_FILTER_FD    a descriptor that gets two bytes: SCAN_FILTER_STILL when all tasks
+ *                            stand still, for criu reads the first one's smaps (criu/cr-dump.c,
+ *                            cr_dump_tasks()), and SCAN_FILTER_LESS at the first scan that is
+ *                            narrowed.  Nothing is hidden before that has been told.
  *   GODWIT_SCAN_FILTER_HIDE  tasks of which nothing is shown, "12,15"
  */
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -29,6 +32,8 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "criu/scan_filter.h"
 
 /* As linux/fs.h has it from 6.7 on. */
 struct pagemap_scan {
@@ -44,14 +49,15 @@ enum {
     IS_SWAPPED = 1 << 4,
 };
 
-static int told;
-
-static int tell(void)
+/* Once; whether it has been told. */
+static int tell(char what)
 {
+    static char told[2];
+    char *is_told = &told[what == SCAN_FILTER_LESS];
     const char *fd = getenv("GODWIT_SCAN_FILTER_FD");
-    if (!told && fd && write(atoi(fd), "", 1) == 1)
-        told = 1;
-    return told;
+    if (!*is_told && fd && write(atoi(fd), &what, 1) == 1)
+        *is_told = 1;
+    return *is_told;
 }
 
 /* ---- tasks that are hidden ---- */
@@ -113,7 +119,7 @@ static int is_hidden(int fd)
         latest = pid;
         listed = is_listed(pid);
     }
-    return listed && tell();
+    return listed && tell(SCAN_FILTER_LESS);
 }
 
 /* ---- what criu asks ---- */
@@ -143,7 +149,7 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
         long n = syscall(SYS_ioctl, fd, request, &narrow);
         if (n >= 0) {
             ask->walk_end = narrow.walk_end;
-            tell();
+            tell(SCAN_FILTER_LESS);
             return (int)n;
         }
     }
@@ -168,4 +174,31 @@ __attribute__((visibility("default"))) ssize_t pread64(int fd, void *buf, size_t
                                                        off64_t offset)
 {
     return read_at(fd, buf, count, offset);
+}
+
+static int open_at(int dir, const char *path, int flags, mode_t mode)
+{
+    if (strcmp(path, "smaps") == 0)
+        tell(SCAN_FILTER_STILL);
+    return (int)syscall(SYS_openat, dir, path, flags, mode);
+}
+
+/* The mode is garbage where none is needed, as in libc; the kernel does not look at it then. */
+#define OPEN_AT(dir, path, flags)                                                                  \
+    ({                                                                                             \
+        va_list ap;                                                                                \
+        va_start(ap, flags);                                                                       \
+        mode_t mode = va_arg(ap, mode_t);                                                          \
+        va_end(ap);                                                                                \
+        open_at(dir, path, flags, mode);                                                           \
+    })
+
+__attribute__((visibility("default"))) int openat(int dir, const char *path, int flags, ...)
+{
+    return OPEN_AT(dir, path, flags);
+}
+
+__attribute__((visibility("default"))) int openat64(int dir, const char *path, int flags, ...)
+{
+    return OPEN_AT(dir, path, flags);
 }

@@ -14,9 +14,38 @@
 
 #include "base/io.h"
 #include "criu/hook.h"
+#include "criu/scan_filter.h"
 
 /* How closely the moment of the freeze is told. */
 #define WATCH_USEC (1 * USEC_PER_MSEC)
+
+/* ---- the scan filter ---- */
+
+static void filter_said(struct freeze *freeze, char what)
+{
+    freeze->narrowed |= what == SCAN_FILTER_LESS;
+    if (what != SCAN_FILTER_STILL)
+        return;
+    if (!freeze->frozen_usec)
+        freeze->frozen_usec = now_usec();
+    freeze->ops->frozen(freeze, freeze->user);
+}
+
+/* All that it has said; false: there will be no more, for criu has ended. */
+static bool hear_filter(struct freeze *freeze, int fd)
+{
+    char what;
+    ssize_t n;
+    while ((n = read(fd, &what, 1)) == 1)
+        filter_said(freeze, what);
+    return n < 0;
+}
+
+static int on_filter(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)events;
+    return hear_filter(user, fd) ? 0 : sd_event_source_set_enabled(source, SD_EVENT_OFF);
+}
 
 /* ---- the hook ---- */
 
@@ -63,6 +92,8 @@ static int on_hook(sd_event_source *source, int fd, uint32_t events, void *user)
     bool asks = n == sizeof(ask) && ask.kind == HOOK_ASK && ask.token == freeze->token;
     if (asks && freeze->tree.count == 0) {
         freeze->held_usec = now_usec();
+        if (freeze->filter_io) /* it was before the hook */
+            hear_filter(freeze, sd_event_source_get_io_fd(freeze->filter_io));
         freeze->ops->held(freeze, freeze->user);
         return 0;
     }
@@ -129,23 +160,6 @@ static int on_watch(sd_event_source *source, uint64_t usec, void *user)
     }
     sd_event_source_set_time_relative(source, WATCH_USEC);
     return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
-}
-
-/* The scan filter has been at work. */
-static int on_filter(sd_event_source *source, int fd, uint32_t events, void *user)
-{
-    (void)events;
-    struct freeze *freeze = user;
-    char byte;
-    if (read(fd, &byte, 1) == 1) {
-        freeze->narrowed = true;
-        if (!freeze->frozen_usec)
-            freeze->frozen_usec = now_usec();
-        sd_event_source_set_enabled(source, SD_EVENT_OFF);
-        freeze->ops->frozen(freeze, freeze->user);
-        return 0;
-    }
-    return sd_event_source_set_enabled(source, SD_EVENT_OFF);
 }
 
 /* criu's end of a pipe, or a negative errno. */

@@ -17,7 +17,7 @@
 struct freeze;
 
 struct freeze_ops {
-    /* All tasks stand still, and criu is looking at their memory.  Not called without the scan
+    /* All tasks stand still, and criu begins to look at their memory.  Not called without the scan
      * filter. */
     void (*frozen)(struct freeze *freeze, void *user);
     /* Everything is written, the tasks stand still, the hook waits. */

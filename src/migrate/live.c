@@ -145,8 +145,12 @@ int live_list(struct godwit_migration *m, struct error *err)
     if (!m->rounds || m->listed || (m->state == SOURCE_DUMPING && rounds_hides(m->rounds)))
         return 0;
     m->listed = true;
-    if (!m->freeze.narrowed && rounds_stats(m->rounds)->tasks > 0)
+    return rounds_list(m->rounds, err);
+}
+
+void live_check_dump(struct godwit_migration *m)
+{
+    if (m->rounds && !m->freeze.narrowed && rounds_stats(m->rounds)->tasks > 0)
         tell(m, "criu has dumped all memory again while the process stood still: it cannot be "
                 "shown only what was written (a static criu?)");
-    return rounds_list(m->rounds, err);
 }

@@ -291,6 +291,7 @@ static int send_rest(struct godwit_migration *m, struct error *err)
     r = sender_open_directory(m->sender, TAKE_FD(m->freeze.dump.images_fd));
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "criu's images");
+    live_check_dump(m);
     if (live_list(m, err) < 0)
         return -1;
     if (m->rounds && m->flags & GODWIT_VERIFY)

@@ -88,6 +88,9 @@ void migration_cancel(struct godwit_migration *m);
 void live_begin(struct godwit_migration *m);
 int live_list(struct godwit_migration *m, struct error *err);
 
+/* criu has dumped: warns if it has dumped what had been copied. */
+void live_check_dump(struct godwit_migration *m);
+
 /* It is over, with m->reason: its code is the result's. */
 void migration_over(struct godwit_migration *m);
 
