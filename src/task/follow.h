@@ -37,7 +37,7 @@ struct follower {
     struct tracker tracker; /* uffd-wp */
     bool cleared;           /* soft-dirty: the bits are of what was written since the last scan */
     struct page_hashes hashes; /* compare */
-    uint64_t stopped_usec;     /* the longest that a thread stood still for it, outside the freeze */
+    uint64_t stopped_usec; /* the longest that a thread stood still for it, outside the freeze */
 };
 
 /*
