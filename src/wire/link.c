@@ -137,6 +137,15 @@ static void link_unlist(struct link *link, struct link_source *source)
     source->ready = false;
 }
 
+/* Its batch has left.  One that is not ready again may outlive the link, which is to know it no
+ * longer. */
+static void link_land_batch(struct link *link)
+{
+    if (link->flying && !link->flying->ready)
+        link->flying->link = NULL;
+    link->flying = NULL;
+}
+
 void link_source_remove(struct link_source *source)
 {
     struct link *link = source->link;
@@ -215,6 +224,8 @@ static bool link_draw(struct link *link)
     }
     link->filling = NULL;
     link->batch_next = 0;
+    if (!link_batch_in_flight(link))
+        link_land_batch(link);
     return true;
 }
 
@@ -245,7 +256,7 @@ static ssize_t link_write_batch(struct link *link)
         link->batch_next++;
     }
     if (!link_batch_in_flight(link))
-        link->flying = NULL;
+        link_land_batch(link);
     return n;
 }
 
@@ -723,6 +734,11 @@ uint64_t link_delivered(const struct link *link)
     if (link->state == LINK_DOWN || ioctl(link->fd, SIOCOUTQ, &waiting) < 0 || waiting < 0)
         return link->bytes_out;
     return link->bytes_out - MIN((uint64_t)waiting, link->bytes_out);
+}
+
+void link_forget_place(struct link *link)
+{
+    link->place_length = 0;
 }
 
 bool link_is_up(const struct link *link)

@@ -56,7 +56,7 @@ bool link_batch_add(struct link_batch *batch, const struct frame *frame, const v
 struct link_source {
     bool (*fill)(struct link_source *source, struct link_batch *batch);
     /* the link's: */
-    struct link *link; /* that it was last ready on */
+    struct link *link; /* that has it in hand: listed, filling, or with its batch in flight */
     bool ready;
     struct link_source *next, *prev;
 };
@@ -70,7 +70,8 @@ struct link_ops {
                    struct error *err);
 
     /* Where the data from byte |done| of this frame goes: sets *ret_place and a length of at most
-     * the rest of the frame, both valid until bulk_landed().  Asked once for each piece. */
+     * the rest of the frame, both valid until bulk_landed() or link_forget_place().  Asked once for
+     * each piece. */
     int (*bulk_place)(struct link *link, const struct frame *frame, uint32_t done, void **ret_place,
                       size_t *ret_length, void *user, struct error *err);
 
@@ -114,6 +115,10 @@ void link_goodbye(struct link *link, const struct error *err);
  * removal the link does not touch the source or its memory any more. */
 void link_source_ready(struct link *link, struct link_source *source);
 void link_source_remove(struct link_source *source);
+
+/* The place that was given last is no more: if nothing has landed there yet, it is asked for again.
+ */
+void link_forget_place(struct link *link);
 
 /* Bytes of the link in each direction, headers included. */
 uint64_t link_bytes_sent(const struct link *link);
