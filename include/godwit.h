@@ -95,6 +95,8 @@ struct godwit_options {
     uint64_t max_time_usec; /* of all rounds; 0: no limit */
     uint64_t bytes_per_sec; /* at most that fast while it runs; 0: no limit */
     uint32_t tracker;       /* enum godwit_tracker */
+    unsigned streams; /* connections that carry its memory, the link itself among them, at most 16;
+                       * 0: 1.  Where one is slower than the way (its window, a carrier's CPU). */
 };
 
 enum godwit_event_type {

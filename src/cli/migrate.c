@@ -10,8 +10,10 @@
 #include "daemon/daemon.h"
 #include "godwit.h"
 
+enum { STREAMS_MAX = 16 }; /* as the library has it */
+
 struct values {
-    uint64_t pid, timeout_usec, downtime_msec, max_rounds, max_time_usec, bandwidth;
+    uint64_t pid, timeout_usec, downtime_msec, max_rounds, max_time_usec, bandwidth, streams;
     bool dry_run, json, insecure, stop_and_copy, eager, strict, verify, no_scan_filter;
     const char *workdir, *criu, *progress, *tracker;
 };
@@ -45,6 +47,7 @@ const struct option_row migrate_options[] = {
     {0, "max-rounds", OPTION_NUMBER, AT(max_rounds), "N", "copy at most that often before the freeze (default: 30)"},
     {0, "max-time", OPTION_SECONDS, AT(max_time_usec), "SECONDS", "copy at most that long before the freeze (default: no limit)"},
     {0, "bandwidth", OPTION_SIZE, AT(bandwidth), "RATE", "bytes per second while the process runs (default: no limit)"},
+    {0, "streams", OPTION_NUMBER, AT(streams), "N", "connections that carry its memory, at most 16 (default: 1)"},
     {0, "tracker", OPTION_STRING, AT(tracker), "HOW", "uffd-wp, soft-dirty, compare or auto: how to tell what it has written (default: auto)"},
     {0, "strict", OPTION_FLAG, AT(strict), NULL, "give up rather than exceed --downtime"},
     {0, "stop-and-copy", OPTION_FLAG, AT(stop_and_copy), NULL, "the process stands still while its memory is copied"},
@@ -266,6 +269,7 @@ static int run_migration(struct run *run, char **passed, uint32_t flags, struct 
         .max_time_usec = values->max_time_usec,
         .bytes_per_sec = values->bandwidth,
         .tracker = run->tracker,
+        .streams = (unsigned)values->streams,
         .flags = flags | (values->insecure ? GODWIT_INSECURE : 0) |
                  (values->stop_and_copy ? GODWIT_STOP_AND_COPY : 0) |
                  (values->eager ? GODWIT_EAGER : 0) | (values->verify ? GODWIT_VERIFY : 0) |
@@ -291,6 +295,13 @@ static int run_migration(struct run *run, char **passed, uint32_t flags, struct 
     fflush(stdout);
     error_set(err, (enum failure)result->code, "%s", result->text);
     return result->code == GODWIT_MOVED ? 0 : -1;
+}
+
+static int check_streams(const struct values *values, struct error *err)
+{
+    if (values->streams < 1 || values->streams > STREAMS_MAX)
+        return error_set(err, FAILURE_USAGE, "--streams: 1 to %d", STREAMS_MAX);
+    return 0;
 }
 
 static int take_progress(struct run *run, struct error *err)
@@ -362,7 +373,8 @@ int command_migrate(int argc, char **argv)
     const struct command *command = command_find("migrate");
     struct values values = {.timeout_usec = DAEMON_DEFAULT_SILENCE_USEC,
                             .downtime_msec = UINT64_MAX,
-                            .max_rounds = UINT64_MAX};
+                            .max_rounds = UINT64_MAX,
+                            .streams = 1};
     struct run run;
     struct error err = {0};
     char **passed;
@@ -371,6 +383,8 @@ int command_migrate(int argc, char **argv)
         return 0;
     if (r == 0)
         r = take_rounds(&values, &err);
+    if (r == 0)
+        r = check_streams(&values, &err);
     if (r == 0 && values.pid == 0)
         r = error_set(&err, FAILURE_USAGE, "-t PID is missing: the process to move");
     if (r == 0 && !run.target)

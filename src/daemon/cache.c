@@ -24,7 +24,7 @@ enum {
 /* How long a cache that was started on demand waits for something to do. */
 #define IDLE_USEC (2 * USEC_PER_SEC)
 
-/* One link to an image-proxy. */
+/* One link to an image-proxy; or a data connection of a session that another link has. */
 struct peer {
     struct cache *cache;
     struct peer *next;
@@ -32,6 +32,8 @@ struct peer {
     char host[65];
     struct receiver *receivers[SESSIONS_MAX];
     unsigned receiver_count;
+    unsigned stream;         /* of a data connection: which it is; 0: it is none */
+    struct receiver *joined; /* and whose; NULL: that is over */
 };
 
 /* ---- snapshots ---- */
@@ -319,10 +321,26 @@ static struct receiver **peer_find(struct peer *peer, uint32_t session)
     return NULL;
 }
 
+/* Frees a session that is over, or whose link is.  Its data connections have nothing more to do. */
+static void cache_free_receiver(struct cache *cache, struct receiver *receiver)
+{
+    for (struct peer *peer = cache->peers; peer; peer = peer->next) {
+        if (peer->joined == receiver)
+            peer->joined = NULL;
+    }
+    receiver_free(receiver);
+}
+
 static void peer_forget(struct peer *peer, struct receiver **at)
 {
-    receiver_free(*at);
+    cache_free_receiver(peer->cache, *at);
     *at = peer->receivers[--peer->receiver_count];
+}
+
+static void peer_forget_all(struct peer *peer)
+{
+    while (peer->receiver_count > 0)
+        peer_forget(peer, &peer->receivers[peer->receiver_count - 1]);
 }
 
 static int peer_no_session(const struct frame *frame, struct error *err)
@@ -350,11 +368,120 @@ static int peer_begin(struct peer *peer, const struct frame *frame, const uint8_
     return 0;
 }
 
+/* ---- data connections ---- */
+
+/* The session that has this token.  All are looked at, whatever is found. */
+static struct receiver *cache_find_token(struct cache *cache, uint32_t session,
+                                         const uint8_t token[WIRE_TOKEN_BYTES])
+{
+    struct receiver *found = NULL;
+    for (struct peer *peer = cache->peers; peer; peer = peer->next) {
+        for (unsigned i = 0; i < peer->receiver_count; i++) {
+            if (receiver_has_token(peer->receivers[i], session, token))
+                found = peer->receivers[i];
+        }
+    }
+    return found;
+}
+
+/* Somebody says that this is a data connection.  If it is not, it ends, and nobody else is harmed.
+ */
+static int peer_join(struct peer *peer, const struct frame *frame, const uint8_t *payload,
+                     struct error *err)
+{
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__stream_join__descriptor, payload, frame->length, err);
+    if (!message)
+        return -1;
+    const Godwit__Pb__StreamJoin *join = (const Godwit__Pb__StreamJoin *)message;
+    struct receiver *receiver =
+        join->token.len == WIRE_TOKEN_BYTES && peer->receiver_count == 0
+            ? cache_find_token(peer->cache, frame->session, join->token.data)
+            : NULL;
+    if (!receiver)
+        return error_set(err, FAILURE_PEER, "no session here waits for this data connection");
+    if (receiver_join(receiver, join->stream, peer->link, err) < 0)
+        return -1;
+    peer->stream = join->stream;
+    peer->joined = receiver;
+    link_send(peer->link, FRAME_STREAM_JOINED, frame->session, 0, NULL);
+    return 0;
+}
+
+/* What came over a data connection may have been the last of its session. */
+static void cache_check_over(struct cache *cache, const struct receiver *receiver)
+{
+    for (struct peer *peer = cache->peers; peer; peer = peer->next) {
+        for (unsigned i = 0; i < peer->receiver_count; i++) {
+            if (peer->receivers[i] != receiver || !receiver_is_over(receiver))
+                continue;
+            peer_forget(peer, &peer->receivers[i]);
+            return;
+        }
+    }
+}
+
+static int stream_is_over(const struct frame *frame, struct error *err)
+{
+    return error_set(err, FAILURE_PEER, "%s frame of a session that is over",
+                     frame_name(frame->type));
+}
+
+static int stream_control(struct peer *peer, const struct frame *frame, const uint8_t *payload,
+                          struct error *err)
+{
+    struct receiver *receiver = peer->joined;
+    if (!receiver)
+        return stream_is_over(frame, err);
+    if (frame->session != receiver_session(receiver))
+        return peer_no_session(frame, err);
+    int r = receiver_control(receiver, peer->stream, frame, payload, err);
+    if (r >= 0)
+        cache_check_over(peer->cache, receiver);
+    return r;
+}
+
+/* Whose the data is: of the link's own session of that number, or of the one that it has joined. */
+static struct receiver *peer_receiver(struct peer *peer, const struct frame *frame,
+                                      struct error *err)
+{
+    if (peer->stream > 0) {
+        if (!peer->joined)
+            stream_is_over(frame, err);
+        else if (receiver_session(peer->joined) == frame->session)
+            return peer->joined;
+        else
+            peer_no_session(frame, err);
+        return NULL;
+    }
+    struct receiver **at = peer_find(peer, frame->session);
+    if (!at)
+        peer_no_session(frame, err);
+    return at ? *at : NULL;
+}
+
+static void stream_down(struct peer *peer, const struct error *err)
+{
+    struct receiver *receiver = TAKE_PTR(peer->joined);
+    log_info(&peer->cache->daemon.log, "data connection %u of host %s: %s", peer->stream,
+             peer->host, err->text);
+    if (!receiver)
+        return;
+    receiver_stream_down(receiver, peer->stream, err);
+    cache_check_over(peer->cache, receiver);
+}
+
+/* ---- what comes over links ---- */
+
 static int on_control(struct link *link, const struct frame *frame, const uint8_t *payload,
                       void *user, struct error *err)
 {
     (void)link;
     struct peer *peer = user;
+    if (peer->stream > 0)
+        return stream_control(peer, frame, payload, err);
+    if (frame->type == FRAME_STREAM_JOIN)
+        return peer_join(peer, frame, payload, err);
     if (frame->type == FRAME_VERDICT)
         return take_verdict(peer, frame, payload, err);
     if (frame->type == FRAME_SNAPSHOT_BEGIN)
@@ -366,7 +493,7 @@ static int on_control(struct link *link, const struct frame *frame, const uint8_
     struct receiver **at = peer_find(peer, frame->session);
     if (!at)
         return peer_no_session(frame, err);
-    int r = receiver_control(*at, frame, payload, err);
+    int r = receiver_control(*at, 0, frame, payload, err);
     if (r >= 0 && receiver_is_over(*at))
         peer_forget(peer, at);
     return r;
@@ -376,18 +503,21 @@ static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t 
                          void **ret_place, size_t *ret_length, void *user, struct error *err)
 {
     (void)link;
-    struct receiver **at = peer_find(user, frame->session);
-    return at ? receiver_bulk_place(*at, frame, done, ret_place, ret_length, err)
-              : peer_no_session(frame, err);
+    struct peer *peer = user;
+    struct receiver *receiver = peer_receiver(peer, frame, err);
+    return receiver ? receiver_bulk_place(receiver, peer->stream, frame, done, ret_place,
+                                          ret_length, err)
+                    : -1;
 }
 
 static int on_bulk_landed(struct link *link, const struct frame *frame, uint32_t done,
                           const void *place, size_t length, void *user, struct error *err)
 {
     (void)link;
-    struct receiver **at = peer_find(user, frame->session);
-    return at ? receiver_bulk_landed(*at, frame, done, place, length, err)
-              : peer_no_session(frame, err);
+    struct peer *peer = user;
+    struct receiver *receiver = peer_receiver(peer, frame, err);
+    return receiver ? receiver_bulk_landed(receiver, peer->stream, frame, done, place, length, err)
+                    : -1;
 }
 
 static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
@@ -428,8 +558,7 @@ static void peer_free(struct peer *peer)
         *at = peer->next;
         cache->peer_count--;
     }
-    for (unsigned i = 0; i < peer->receiver_count; i++)
-        receiver_free(peer->receivers[i]);
+    peer_forget_all(peer);
     link_free(peer->link);
     free(peer);
 }
@@ -442,6 +571,12 @@ static void on_down(struct link *link, const struct error *err, void *user)
     struct error reason = *err;
     if (reason.code == FAILURE_NONE)
         error_set(&reason, FAILURE_PEER, "it ended");
+    if (peer->stream > 0) {
+        stream_down(peer, &reason);
+        peer_free(peer);
+        cache_check_idle(cache);
+        return;
+    }
     error_prefix(&reason, "link to the source%s%s", peer->host[0] ? " " : "", peer->host);
     log_info(&cache->daemon.log, "%s", reason.text);
     for (unsigned i = 0; i < peer->receiver_count; i++)
@@ -768,6 +903,8 @@ static void cache_close(struct cache *cache)
     claims_free(cache);
     serves_free(cache);
     incomings_free(cache);
+    for (struct peer *peer = cache->peers; peer; peer = peer->next)
+        peer_forget_all(peer); /* before any link that they refer to */
     while (cache->peers) {
         struct peer *peer = cache->peers;
         struct error goodbye = {.code = FAILURE_NONE, .text = ""};

@@ -103,6 +103,7 @@ static struct godwit_migration *migration_alloc(const struct godwit_options *opt
         .silence_usec = options->timeout_usec ? options->timeout_usec : DEFAULT_SILENCE_USEC,
         .bytes_per_sec = options->bytes_per_sec,
         .follow = follow_kinds[options->tracker],
+        .stream_count = options->streams ? options->streams : 1,
         .flags = options->flags,
         .converge = {.target_usec =
                          options->downtime_usec ? options->downtime_usec : DEFAULT_DOWNTIME_USEC,
@@ -132,6 +133,9 @@ static int check_options(const struct godwit_options *options, struct error *err
         return error_set(err, FAILURE_USAGE, "where to?");
     if (options->tracker >= ARRAY_SIZE(follow_kinds))
         return error_set(err, FAILURE_USAGE, "no such tracker");
+    if (options->streams > WIRE_STREAMS_MAX)
+        return error_set(err, FAILURE_USAGE, "%u streams; at most %d", options->streams,
+                         WIRE_STREAMS_MAX);
     const struct journal_entry *entry = NULL;
     if (options->target && strlen(options->target) >= sizeof(entry->target))
         return error_set(err, FAILURE_USAGE, "the target is longer than %zu bytes",
@@ -362,6 +366,7 @@ void godwit_migration_free(struct godwit_migration *m)
     }
     rounds_free(m->rounds);
     sender_free(m->sender);
+    streams_free(m->streams);
     if (m->frozen)
         freeze_close(&m->freeze);
     if (m->link_up) {

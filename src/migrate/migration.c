@@ -236,6 +236,7 @@ static void offer(struct godwit_migration *m)
     begin.command = m->journal.command;
     begin.restore = true;
     begin.lazy = !(m->flags & GODWIT_EAGER);
+    begin.streams = m->stream_count > 1 ? m->stream_count : 0;
     begin.options = m->criu_options;
     begin.n_options = criu_count_options(m->criu_options);
     m->sender = sender_new(m->event, m->link, SESSION, &begin, &sender_ops, m);
@@ -416,20 +417,79 @@ static void on_criu_ended(struct freeze *freeze, void *user)
     migration_check_end(m);
 }
 
+/* ---- data connections ---- */
+
+static void on_streams_joined(struct streams *streams, void *user)
+{
+    struct godwit_migration *m = user;
+    if (m->state != SOURCE_OFFERING)
+        return;
+    for (unsigned i = 1; i < m->stream_count; i++)
+        sender_add_stream(m->sender, streams_link(streams, i));
+    migration_happens(m, EVENT_ACCEPTED, NULL);
+}
+
+static void on_streams_lost(struct streams *streams, const struct error *err, void *user)
+{
+    (void)streams;
+    struct godwit_migration *m = user;
+    struct error reason = *err;
+    error_prefix(&reason, "%s", m->target_text);
+    migration_happens(m, EVENT_LINK_LOST, &reason);
+    streams_close(m->streams, &reason);
+}
+
+static const struct streams_ops streams_ops = {.joined = on_streams_joined,
+                                               .lost = on_streams_lost};
+
+/* The destination takes it: what more it wants is the connections. */
+static void on_accepted(struct godwit_migration *m)
+{
+    if (m->stream_count == 1) {
+        migration_happens(m, EVENT_ACCEPTED, NULL);
+        return;
+    }
+    if (!sender_token(m->sender)) {
+        happens_text(m, EVENT_PEER_FAILED, FAILURE_PEER,
+                     "the image-cache there knows nothing of data connections: --streams 1, or "
+                     "one release of godwit on both hosts");
+        return;
+    }
+    struct streams_request request = {
+        .target = &m->target,
+        .insecure = m->flags & GODWIT_INSECURE,
+        .silence_usec = m->silence_usec,
+        .count = m->stream_count,
+        .session = SESSION,
+        .token = sender_token(m->sender),
+    };
+    struct error err;
+    m->streams = streams_open(m->event, &request, &streams_ops, m, &err);
+    if (!m->streams)
+        migration_happens(m, EVENT_LINK_LOST, &err);
+}
+
 static void on_sender_changed(struct sender *sender, void *user)
 {
+    static const struct error nothing_is_wrong = {.code = FAILURE_NONE};
     struct godwit_migration *m = user;
     m->question_at = m->link ? link_position(m->link) : 0;
     m->waiting_since = now_usec();
     switch (sender_state(sender)) {
     case SENDER_SENDING:
-        migration_happens(m, EVENT_ACCEPTED, NULL);
+        on_accepted(m);
+        return;
+    case SENDER_ENDING:
+        if (m->streams)
+            streams_mark_end(m->streams);
         return;
     case SENDER_ACKED:
         m->acked_usec = now_usec();
+        streams_close(m->streams, &nothing_is_wrong);
         migration_happens(m, EVENT_ACKED, NULL);
         return;
     case SENDER_FAILED:
+        streams_close(m->streams, sender_error(sender));
         /* criu's own reason is better than that its pages stopped. */
         if (sender_error(sender)->code != FAILURE_CRIU)
             migration_happens(m, EVENT_PEER_FAILED, sender_error(sender));
@@ -659,12 +719,18 @@ static uint64_t patience_usec(const struct godwit_migration *m)
     }
 }
 
+/* Whether the question, or what it is about, has not reached the other side yet. */
+static bool is_on_its_way(const struct godwit_migration *m)
+{
+    return (m->link && link_delivered(m->link) < m->question_at) ||
+           (m->streams && !streams_are_delivered(m->streams));
+}
+
 static void check_patience(struct godwit_migration *m)
 {
     uint64_t patience = patience_usec(m), bytes = m->sender ? sender_bytes(m->sender) : 0;
     /* What moves, and what has not reached the other side yet, is not waited for. */
-    if (bytes != m->progress_bytes ||
-        (m->state == SOURCE_SENDING && m->link && link_delivered(m->link) < m->question_at))
+    if (bytes != m->progress_bytes || (m->state == SOURCE_SENDING && is_on_its_way(m)))
         m->waiting_since = now_usec();
     m->progress_bytes = bytes;
     if (patience == 0 || now_usec() - m->waiting_since < patience)

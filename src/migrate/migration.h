@@ -16,6 +16,7 @@
 #include "migrate/preflight.h"
 #include "migrate/rounds.h"
 #include "migrate/sender.h"
+#include "migrate/streams.h"
 #include "wire/link.h"
 #include "wire/target.h"
 
@@ -28,6 +29,7 @@ struct godwit_migration {
     uint64_t silence_usec;
     uint64_t bytes_per_sec;  /* at most that fast, while the process runs; 0: no limit */
     enum follow_kind follow; /* how, while it runs */
+    unsigned stream_count;   /* connections that carry memory, the link among them */
     uint32_t flags;
     godwit_event_fn *on_event;
     void *user;
@@ -52,7 +54,8 @@ struct godwit_migration {
     struct dial *dial;
     struct link *link;
     bool link_up;
-    uint64_t question_at; /* where on the link what was asked last ends */
+    uint64_t question_at;    /* where on the link what was asked last ends */
+    struct streams *streams; /* data connections; NULL: none were wanted, or not yet */
 
     /* the process */
     struct place place;

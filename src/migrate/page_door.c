@@ -2,6 +2,10 @@
 /*
  * The page door: criu's page-server connection.  What comes is read once, into user memory, hashed,
  * and sent from there.
+ *
+ *   criu ──▶ buf: headers, pages ──▶ pieces ──▶ each stream takes those of its addresses
+ *              ▲                                          │
+ *              └──── when all have left: what is next ────┘
  */
 #include <string.h>
 #include <sys/epoll.h>
@@ -10,33 +14,65 @@
 #include "criu/page_server.h"
 #include "migrate/doors.h"
 
-enum { DOOR_BYTES = 1 << 20 }; /* of the buffer: bounds the proxy's memory per dump */
+enum {
+    DOOR_BYTES = 1 << 20, /* of the buffer, for each stream: bounds the memory per dump */
+    DOOR_PAGES = DOOR_BYTES / PAGE_BYTES,
+};
+
+/* Pages in the buffer that go into one frame. */
+struct piece {
+    struct space *space;
+    uint64_t vaddr, pages;
+    const uint8_t *bytes;
+    uint16_t flags;
+    uint8_t stream;
+};
+
+/* What one stream takes of them. */
+struct outlet {
+    struct link_source source;
+    struct page_door *door;
+    unsigned stream;
+    size_t next; /* piece to look at */
+    bool flying; /* what it took last may not have left */
+};
 
 struct page_door {
-    struct link_source source;
     struct sender *sender;
+    struct outlet outlets[WIRE_STREAMS_MAX];
     sd_event_source *io;
     int fd;
     unsigned form;
 
-    /* buf[start..end) has been read and not been sent; pages of the present run come first */
+    /* buf[start..end) has been read and is in no piece; pages of the present run come first */
     uint8_t *buf;
-    size_t start, end;
+    size_t room, start, end;
     struct space *current; /* of the present run */
     uint64_t vaddr, left;
     bool lazy;
+
+    struct piece *pieces; /* as many as the buffer has pages, at most */
+    size_t count;
 };
 
 struct page_door *page_door_free(struct page_door *door)
 {
     if (!door)
         return NULL;
-    link_source_remove(&door->source);
+    for (unsigned i = 0; i < door->sender->stream_count; i++)
+        link_source_remove(&door->outlets[i].source);
     sd_event_source_disable_unref(door->io);
     close_fd(door->fd);
     free(door->buf);
+    free(door->pieces);
     free(door);
     return NULL;
+}
+
+static void page_door_wake(struct page_door *door)
+{
+    for (unsigned i = 0; i < door->sender->stream_count; i++)
+        link_source_ready(door->sender->streams[i].link, &door->outlets[i].source);
 }
 
 static int on_page_door(sd_event_source *source, int fd, uint32_t events, void *user)
@@ -45,7 +81,7 @@ static int on_page_door(sd_event_source *source, int fd, uint32_t events, void *
     (void)fd;
     (void)events;
     struct page_door *door = user;
-    link_source_ready(door->sender->link, &door->source);
+    link_source_ready(sender_link(door->sender), &door->outlets[0].source);
     return 0;
 }
 
@@ -86,40 +122,46 @@ static int page_door_begin_run(struct page_door *door, const struct page_server_
                             : 0;
 }
 
-/* Puts the pages that are in the buffer into the batch.  False when nothing could be put. */
-static bool page_door_add_pages(struct page_door *door, struct link_batch *batch)
+/* Makes a piece of the pages that are in the buffer.  False when there are none. */
+static bool page_door_cut(struct page_door *door)
 {
     uint64_t pages = MIN(door->left, (door->end - door->start) / PAGE_BYTES);
     if (pages == 0)
         return false;
-    uint16_t flags = (door->lazy ? PAGES_LAZY : 0) | PAGES_EXIST;
-    if (!space_add_pages(door->sender, door->current, batch, door->vaddr, door->buf + door->start,
-                         pages, flags))
-        return false;
+    pages = stream_pages(door->sender, door->vaddr, MIN(pages, DOOR_PAGES));
+    door->pieces[door->count++] = (struct piece){
+        .space = door->current,
+        .vaddr = door->vaddr,
+        .pages = pages,
+        .bytes = door->buf + door->start,
+        .flags = (door->lazy ? PAGES_LAZY : 0) | PAGES_EXIST,
+        .stream = (uint8_t)stream_of(door->sender, door->vaddr),
+    };
     door->start += pages * PAGE_BYTES;
     door->vaddr += pages * PAGE_BYTES;
     door->left -= pages;
     return true;
 }
 
-enum page_step { STEP_ON, STEP_ENOUGH, STEP_NEED_BYTES, STEP_CLOSED };
+enum page_step { STEP_ON, STEP_ENOUGH, STEP_WAIT, STEP_CLOSED };
+
+static bool is_close(const struct page_server_request *request)
+{
+    return request->command == PAGE_SERVER_CLOSE || request->command == PAGE_SERVER_FORCE_CLOSE;
+}
 
 /* One header or one piece of a run out of the buffer.  A step, or a negative errno with *err. */
-static int page_door_step(struct page_door *door, struct link_batch *batch, struct error *err)
+static int page_door_step(struct page_door *door, struct error *err)
 {
-    if (door->left > 0) {
-        if (page_door_add_pages(door, batch))
-            return STEP_ON;
-        return door->end - door->start >= PAGE_BYTES ? STEP_ENOUGH : STEP_NEED_BYTES;
-    }
+    if (door->left > 0)
+        return page_door_cut(door) ? STEP_ON : STEP_ENOUGH;
     struct page_server_request request;
     int n = page_server_parse(&door->form, door->buf + door->start, door->end - door->start,
                               &request, err);
     if (n <= 0)
-        return n == 0 ? STEP_NEED_BYTES : n;
-    /* A batch goes out before the control frames of the same turn, so these begin a new one. */
-    if (request.command != PAGE_SERVER_ADD && batch->frames > 0)
-        return STEP_ENOUGH;
+        return n == 0 ? STEP_ENOUGH : n;
+    if (is_close(&request) && door->count > 0)
+        return STEP_ENOUGH; /* these have to leave first */
     door->start += (size_t)n;
 
     int r;
@@ -146,7 +188,7 @@ static int page_door_step(struct page_door *door, struct link_batch *batch, stru
                         request.command);
         return r;
     }
-    return request.command == PAGE_SERVER_ADD ? STEP_ON : STEP_ENOUGH;
+    return STEP_ON;
 }
 
 /* Reads more behind what is left in the buffer.  Bytes, or a negative errno; -ENODATA at the end.
@@ -158,7 +200,7 @@ static ssize_t page_door_read(struct page_door *door)
     door->start = 0;
     ssize_t n;
     do {
-        n = recv(door->fd, door->buf + door->end, DOOR_BYTES - door->end, MSG_DONTWAIT);
+        n = recv(door->fd, door->buf + door->end, door->room - door->end, MSG_DONTWAIT);
     } while (n < 0 && errno == EINTR);
     if (n <= 0)
         return n < 0 ? -errno : -ENODATA;
@@ -166,34 +208,76 @@ static ssize_t page_door_read(struct page_door *door)
     return n;
 }
 
+/* Everything has left: makes pieces of what has been read, or else reads on.  A step, or a negative
+ * errno with *err. */
+static int page_door_go_on(struct page_door *door, struct error *err)
+{
+    int step = STEP_ON;
+    door->count = 0;
+    for (unsigned i = 0; i < door->sender->stream_count; i++)
+        door->outlets[i].next = 0;
+    while (step == STEP_ON)
+        step = page_door_step(door, err);
+    if (step != STEP_ENOUGH || door->count > 0)
+        return step;
+    ssize_t n = page_door_read(door);
+    if (n == -EAGAIN)
+        return STEP_WAIT;
+    if (n < 0) {
+        error_set(err, FAILURE_CRIU, "criu closed its page connection before it was done");
+        return (int)n;
+    }
+    return STEP_ENOUGH;
+}
+
+/* Puts the next pieces of a stream into its batch. */
+static void outlet_fill(struct outlet *outlet, struct link_batch *batch)
+{
+    struct page_door *door = outlet->door;
+    for (; outlet->next < door->count; outlet->next++) {
+        const struct piece *piece = &door->pieces[outlet->next];
+        if (piece->stream == outlet->stream &&
+            !space_add_pages(door->sender, outlet->stream, piece->space, batch, piece->vaddr,
+                             piece->bytes, piece->pages, piece->flags))
+            break;
+    }
+}
+
+static bool all_has_left(const struct page_door *door)
+{
+    for (unsigned i = 0; i < door->sender->stream_count; i++) {
+        if (door->outlets[i].flying || door->outlets[i].next < door->count)
+            return false;
+    }
+    return true;
+}
+
 static bool page_fill(struct link_source *source, struct link_batch *batch)
 {
-    struct page_door *door = (struct page_door *)source;
+    struct outlet *outlet = (struct outlet *)source;
+    struct page_door *door = outlet->door;
     struct sender *sender = door->sender;
+    outlet_fill(outlet, batch);
+    outlet->flying = batch->frames > 0;
+    if (outlet->flying)
+        return true;
+    if (!all_has_left(door))
+        return false; /* the last of the others goes on */
     struct error err;
-    int step = STEP_ON;
-    while (step == STEP_ON)
-        step = page_door_step(door, batch, &err);
+    int step = page_door_go_on(door, &err);
+    if (step == STEP_CLOSED)
+        return false;
+    if (step == STEP_WAIT) {
+        sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
+        return false;
+    }
     if (step < 0) {
         sender_fail(sender, &err);
         return false;
     }
-    if (step == STEP_CLOSED)
-        return false;
-    /* Reading moves the buffer under a batch, so a batch goes first. */
-    if (step == STEP_ENOUGH || batch->frames > 0)
-        return true;
-
-    ssize_t n = page_door_read(door);
-    if (n > 0)
-        return true;
-    if (n == -EAGAIN) {
-        sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
-        return false;
-    }
-    error_set(&err, FAILURE_CRIU, "criu closed its page connection before it was done");
-    sender_fail(sender, &err);
-    return false;
+    /* In the next turn: a batch would go before what has been told of new spaces in this one. */
+    page_door_wake(door);
+    return true;
 }
 
 int sender_open_page_door(struct sender *sender, int fd)
@@ -201,10 +285,15 @@ int sender_open_page_door(struct sender *sender, int fd)
     struct page_door *door = door_new(sender, sizeof(*door), fd);
     if (!door)
         return -errno;
-    *door = (struct page_door){.source.fill = page_fill, .sender = sender, .fd = fd};
-    door->buf = aligned_alloc(PAGE_BYTES, DOOR_BYTES);
-    int r = door->buf ? sd_event_add_io(sender->event, &door->io, fd, EPOLLIN, on_page_door, door)
-                      : -ENOMEM;
+    *door = (struct page_door){
+        .sender = sender, .fd = fd, .room = (size_t)sender->stream_count * DOOR_BYTES};
+    for (unsigned i = 0; i < sender->stream_count; i++)
+        door->outlets[i] = (struct outlet){.source.fill = page_fill, .door = door, .stream = i};
+    door->buf = aligned_alloc(PAGE_BYTES, door->room);
+    door->pieces = calloc(door->room / PAGE_BYTES, sizeof(struct piece));
+    int r = door->buf && door->pieces
+                ? sd_event_add_io(sender->event, &door->io, fd, EPOLLIN, on_page_door, door)
+                : -ENOMEM;
     if (r >= 0)
         r = sd_event_source_set_enabled(door->io, SD_EVENT_ONESHOT);
     if (r < 0) {

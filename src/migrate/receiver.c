@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 
 #include "base/digest.h"
@@ -24,22 +25,40 @@ enum {
 
 #define PAGEMAP_IMAGE_MAX MIB(64) /* some three million runs */
 
-struct item {
-    bool is_space, ended;
-    char *name; /* of an image */
+/* Memory by address, whatever stream it comes over. */
+struct space {
     Godwit__Pb__SpaceBegin__Kind kind;
     uint64_t id;
-    uint32_t pages_id; /* of a space: N of pages-N.img */
+    uint32_t pages_id; /* N of pages-N.img */
+    bool listed;
     struct arena arena;
     struct shadow *shadow;
-    struct shadow_run run; /* of a space: where the bytes now arriving belong */
-    uint64_t append_at;    /* of an image: the same */
+};
+
+/* What comes under one item number of one stream. */
+struct item {
+    bool ended;
+    struct space *space; /* NULL: it is an image */
+    char *name;          /* of an image */
+    struct arena image;
+    struct arena_window window; /* into the arena of either */
+    struct shadow_run run;      /* of a space: where the bytes now arriving belong */
+    uint64_t append_at;         /* of an image: the same */
     uint64_t bytes;
     struct digest digest;
 };
 
+/* One of the session's connections. */
+struct stream {
+    struct link *link; /* NULL: it has not come, or is gone */
+    bool joined, ended;
+    struct item **items; /* items[number - 1] */
+    uint32_t count, room, open, images, spaces;
+    uint64_t bytes, rounds;
+    uint8_t *list; /* a frame of runs or digests that is arriving: one at a time */
+};
+
 struct receiver {
-    struct link *link;
     uint32_t session;
     char *id;
     struct snapshot *snapshot; /* NULL once refused or held */
@@ -47,11 +66,15 @@ struct receiver {
     const struct receiver_ops *ops;
     void *user;
 
-    struct item **items; /* items[number - 1] */
-    uint32_t count, room, open, images, spaces;
-    uint64_t bytes;
+    struct stream streams[WIRE_STREAMS_MAX]; /* the first is the session's link */
+    unsigned stream_count;
+    uint8_t token[WIRE_TOKEN_BYTES]; /* for the others */
+
+    /* Every stream begins the spaces in this order; the first that comes to one makes it. */
+    struct space **spaces;
+    uint32_t space_count, space_room;
+    uint64_t rounds; /* that have ended on all streams */
     uint8_t *sink;
-    uint8_t *list; /* a frame of runs or digests that is arriving: one at a time */
 };
 
 /* ---- items ---- */
@@ -60,21 +83,54 @@ static struct item *item_free(struct item *item)
 {
     if (!item)
         return NULL;
-    item->shadow = shadow_free(item->shadow);
-    arena_drop(&item->arena);
+    arena_window_close(&item->window);
+    arena_drop(&item->image);
     digest_drop(&item->digest);
     free(item->name);
     free(item);
     return NULL;
 }
 
+static struct space *space_free(struct space *space)
+{
+    if (!space)
+        return NULL;
+    space->shadow = shadow_free(space->shadow);
+    arena_drop(&space->arena);
+    free(space);
+    return NULL;
+}
+
+static void stream_free_items(struct stream *stream)
+{
+    if (stream->link)
+        link_forget_place(stream->link);
+    for (uint32_t i = 0; i < stream->count; i++)
+        item_free(stream->items[i]);
+    free(stream->items);
+    stream->items = NULL;
+    stream->count = stream->room = stream->open = 0;
+}
+
 static void receiver_free_items(struct receiver *receiver)
 {
-    for (uint32_t i = 0; i < receiver->count; i++)
-        item_free(receiver->items[i]);
-    free(receiver->items);
-    receiver->items = NULL;
-    receiver->count = receiver->room = receiver->open = 0;
+    for (unsigned i = 0; i < receiver->stream_count; i++)
+        stream_free_items(&receiver->streams[i]);
+    for (uint32_t i = 0; i < receiver->space_count; i++)
+        space_free(receiver->spaces[i]);
+    free(receiver->spaces);
+    receiver->spaces = NULL;
+    receiver->space_count = receiver->space_room = 0;
+}
+
+static struct arena *item_arena(struct item *item)
+{
+    return item->space ? &item->space->arena : &item->image;
+}
+
+static struct link *session_link(const struct receiver *receiver)
+{
+    return receiver->streams[0].link;
 }
 
 /* ---- refusing ---- */
@@ -93,8 +149,9 @@ static void receiver_refuse(struct receiver *receiver, const struct error *err)
     if (receiver->refused)
         return;
     receiver->refused = true;
+    receiver->over = receiver->streams[0].ended; /* else the source ends it */
     Godwit__Pb__Failure failure = failure_message(err);
-    link_send(receiver->link, FRAME_SNAPSHOT_REFUSE, receiver->session, 0, &failure.base);
+    link_send(session_link(receiver), FRAME_SNAPSHOT_REFUSE, receiver->session, 0, &failure.base);
     receiver_drop(receiver, err);
 }
 
@@ -138,11 +195,14 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
     if (begin->restore && !receiver->ops->accept)
         return error_set(err, FAILURE_USAGE,
                          "the image-cache there starts no restores: give it --accept");
+    if (begin->streams > WIRE_STREAMS_MAX)
+        return error_set(err, FAILURE_USAGE, "%u streams; the image-cache there takes %d",
+                         begin->streams, WIRE_STREAMS_MAX);
     struct snapshot *snapshot = snapshot_create(store, begin->id, err);
     if (!snapshot)
         return -1;
     receiver->snapshot = snapshot;
-    snapshot->origin = receiver->link;
+    snapshot->origin = session_link(receiver);
     snapshot->pid = begin->pid;
     snapshot->nonce = begin->nonce;
     free(snapshot->command);
@@ -159,6 +219,21 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
     return r < 0 ? error_set_errno(err, FAILURE_USAGE, r, "options for criu") : 0;
 }
 
+/* The accept tells the token if there are streams to come. */
+static int receiver_accept(struct receiver *receiver, uint32_t streams, struct error *err)
+{
+    Godwit__Pb__SnapshotAccept accept = GODWIT__PB__SNAPSHOT_ACCEPT__INIT;
+    if (streams > 1) {
+        if (getrandom(receiver->token, WIRE_TOKEN_BYTES, 0) != WIRE_TOKEN_BYTES)
+            return error_set_errno(err, FAILURE_SYSTEM, errno, "a token");
+        receiver->stream_count = streams;
+        accept.token = (ProtobufCBinaryData){WIRE_TOKEN_BYTES, receiver->token};
+    }
+    link_send(session_link(receiver), FRAME_SNAPSHOT_ACCEPT, receiver->session, 0,
+              streams > 1 ? &accept.base : NULL);
+    return 0;
+}
+
 struct receiver *receiver_new(struct store *store, struct link *link, const char *host,
                               const struct frame *frame, const uint8_t *payload,
                               const struct receiver_ops *ops, void *user, struct error *err)
@@ -172,17 +247,22 @@ struct receiver *receiver_new(struct store *store, struct link *link, const char
     if (!receiver)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot"), NULL;
     *receiver = (struct receiver){
-        .link = link, .session = frame->session, .ops = ops, .user = user, .id = strdup(begin->id)};
+        .streams = {{.link = link, .joined = true}},
+        .stream_count = 1,
+        .session = frame->session,
+        .ops = ops,
+        .user = user,
+        .id = strdup(begin->id),
+    };
     receiver->sink = malloc(SINK_BYTES);
     if (!receiver->id || !receiver->sink) {
         error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
         return receiver_free(receiver);
     }
     struct error reason;
-    if (receiver_create_snapshot(receiver, store, host, begin, &reason) < 0)
+    if (receiver_create_snapshot(receiver, store, host, begin, &reason) < 0 ||
+        receiver_accept(receiver, begin->streams, &reason) < 0)
         receiver_refuse(receiver, &reason);
-    else
-        link_send(link, FRAME_SNAPSHOT_ACCEPT, receiver->session, 0, NULL);
     return receiver;
 }
 
@@ -193,8 +273,9 @@ struct receiver *receiver_free(struct receiver *receiver)
     receiver_free_items(receiver);
     snapshot_remove(receiver->snapshot);
     free(receiver->id);
+    for (unsigned i = 0; i < receiver->stream_count; i++)
+        free(receiver->streams[i].list);
     free(receiver->sink);
-    free(receiver->list);
     free(receiver);
     return NULL;
 }
@@ -214,28 +295,63 @@ void receiver_link_down(struct receiver *receiver, const struct error *err)
     receiver_drop(receiver, err);
 }
 
+/* ---- streams ---- */
+
+bool receiver_has_token(const struct receiver *receiver, uint32_t session,
+                        const uint8_t token[WIRE_TOKEN_BYTES])
+{
+    volatile uint8_t differ = 0; /* no early end: it would tell how much was right */
+    for (size_t i = 0; i < WIRE_TOKEN_BYTES; i++)
+        differ |= receiver->token[i] ^ token[i];
+    return differ == 0 && receiver->session == session && receiver->stream_count > 1 &&
+           !receiver->refused;
+}
+
+int receiver_join(struct receiver *receiver, unsigned stream, struct link *link, struct error *err)
+{
+    if (stream == 0 || stream >= receiver->stream_count || receiver->streams[stream].joined)
+        return error_set(err, FAILURE_PEER,
+                         "snapshot %s: data connection %u is there already, or one too many",
+                         receiver->id, stream);
+    receiver->streams[stream].link = link;
+    receiver->streams[stream].joined = true;
+    return 0;
+}
+
+void receiver_stream_down(struct receiver *receiver, unsigned stream, const struct error *err)
+{
+    struct stream *gone = &receiver->streams[stream];
+    gone->link = NULL;
+    if (gone->ended || receiver->over)
+        return;
+    struct error lost;
+    error_set(&lost, FAILURE_PEER, "snapshot %s: data connection %u: %s", receiver->id, stream,
+              err->text);
+    receiver_refuse(receiver, &lost);
+}
+
 /* ---- items begin ---- */
 
-static int receiver_add(struct receiver *receiver, const struct frame *frame, struct item **ret,
-                        struct error *err)
+static int stream_add(struct stream *stream, const struct frame *frame, struct item **ret,
+                      struct error *err)
 {
-    if (frame->item != receiver->count + 1 || receiver->count == ITEMS_MAX)
+    if (frame->item != stream->count + 1 || stream->count == ITEMS_MAX)
         return broken(err, frame, "item numbers go up by one, and not without end");
-    if (receiver->count == receiver->room) {
-        uint32_t room = MAX(64, 2 * receiver->room);
-        struct item **grown = realloc(receiver->items, room * sizeof(struct item *));
+    if (stream->count == stream->room) {
+        uint32_t room = MAX(64, 2 * stream->room);
+        struct item **grown = realloc(stream->items, room * sizeof(struct item *));
         if (!grown)
             return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
-        receiver->items = grown;
-        receiver->room = room;
+        stream->items = grown;
+        stream->room = room;
     }
     struct item *item = calloc(1, sizeof(*item));
     if (!item || digest_begin(&item->digest) < 0) {
         free(item);
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
     }
-    receiver->items[receiver->count++] = item;
-    receiver->open++;
+    stream->items[stream->count++] = item;
+    stream->open++;
     *ret = item;
     return 0;
 }
@@ -249,20 +365,21 @@ static int receiver_charge(struct receiver *receiver, uint64_t bytes)
     return r;
 }
 
-static int take_image_begin(struct receiver *receiver, const struct frame *frame,
-                            const ProtobufCMessage *message, struct error *err)
+static int take_image_begin(struct receiver *receiver, struct stream *stream,
+                            const struct frame *frame, const ProtobufCMessage *message,
+                            struct error *err)
 {
     const Godwit__Pb__ImageBegin *begin = (const Godwit__Pb__ImageBegin *)message;
     if (!image_name_valid(begin->name))
         return broken(err, frame, "not a name of an image");
     struct item *item;
-    if (receiver_add(receiver, frame, &item, err) < 0)
+    if (stream_add(stream, frame, &item, err) < 0)
         return -1;
-    receiver->images++;
+    stream->images++;
     item->name = strdup(begin->name);
     int r = item->name ? receiver_charge(receiver, ITEM_CHARGE) : -ENOMEM;
     if (r == 0)
-        r = arena_create(&item->arena, receiver->snapshot->imagefd, item->name,
+        r = arena_create(&item->image, receiver->snapshot->imagefd, item->name,
                          store_budget(receiver->snapshot->store));
     if (r < 0)
         receiver_refuse_errno(receiver, r, begin->name);
@@ -270,55 +387,79 @@ static int take_image_begin(struct receiver *receiver, const struct frame *frame
 }
 
 /* Memory that is filled in later is not what criu reads: that is taken out of it in the end. */
-static bool is_lazy(const struct receiver *receiver, const struct item *item)
+static bool is_lazy(const struct receiver *receiver, const struct space *space)
 {
-    return receiver->snapshot->lazy && item->kind == GODWIT__PB__SPACE_BEGIN__KIND__TASK;
+    return receiver->snapshot->lazy && space->kind == GODWIT__PB__SPACE_BEGIN__KIND__TASK;
 }
 
-static void arena_name(const struct receiver *receiver, const struct item *item, char name[32])
+static void arena_name(const struct receiver *receiver, const struct space *space, char name[32])
 {
-    if (is_lazy(receiver, item))
-        fill_space_name(name, 32, item->pages_id);
+    if (is_lazy(receiver, space))
+        fill_space_name(name, 32, space->pages_id);
     else
-        snprintf(name, 32, "pages-%u.img", item->pages_id);
+        snprintf(name, 32, "pages-%u.img", space->pages_id);
 }
 
-static int take_space_begin(struct receiver *receiver, const struct frame *frame,
-                            const ProtobufCMessage *message, struct error *err)
+/* The next space, which no stream has begun before.  0, or a negative errno. */
+static int receiver_add_space(struct receiver *receiver, const Godwit__Pb__SpaceBegin *begin)
+{
+    if (receiver->space_count == receiver->space_room) {
+        uint32_t room = MAX(16, 2 * receiver->space_room);
+        struct space **grown = realloc(receiver->spaces, room * sizeof(struct space *));
+        if (!grown)
+            return -ENOMEM;
+        receiver->spaces = grown;
+        receiver->space_room = room;
+    }
+    struct space *space = calloc(1, sizeof(*space));
+    if (!space)
+        return -ENOMEM;
+    receiver->spaces[receiver->space_count++] = space;
+    space->kind = begin->kind;
+    space->id = begin->id;
+    space->pages_id = receiver->space_count;
+    char name[32];
+    arena_name(receiver, space, name);
+    int r = receiver_charge(receiver, ITEM_CHARGE);
+    if (r == 0)
+        r = arena_create(&space->arena, receiver->snapshot->imagefd, name,
+                         store_budget(receiver->snapshot->store));
+    if (r == 0 && !(space->shadow = shadow_new(&space->arena)))
+        r = -ENOMEM;
+    return r;
+}
+
+static int take_space_begin(struct receiver *receiver, struct stream *stream,
+                            const struct frame *frame, const ProtobufCMessage *message,
+                            struct error *err)
 {
     const Godwit__Pb__SpaceBegin *begin = (const Godwit__Pb__SpaceBegin *)message;
     if (begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__TASK &&
         begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__SHARED)
         return broken(err, frame, "a space of no known kind");
     struct item *item;
-    if (receiver_add(receiver, frame, &item, err) < 0)
+    if (stream_add(stream, frame, &item, err) < 0)
         return -1;
-    item->is_space = true;
-    item->kind = begin->kind;
-    item->id = begin->id;
-    item->pages_id = ++receiver->spaces;
-    char name[32];
-    arena_name(receiver, item, name);
-    int r = receiver_charge(receiver, ITEM_CHARGE);
-    if (r == 0)
-        r = arena_create(&item->arena, receiver->snapshot->imagefd, name,
-                         store_budget(receiver->snapshot->store));
-    if (r == 0 && !(item->shadow = shadow_new(&item->arena)))
-        r = -ENOMEM;
-    if (r < 0)
-        receiver_refuse_errno(receiver, r, name);
+    uint32_t index = stream->spaces++;
+    int r = index < receiver->space_count ? 0 : receiver_add_space(receiver, begin);
+    if (r < 0) {
+        receiver_refuse_errno(receiver, r, "pages");
+        return 0;
+    }
+    item->space = receiver->spaces[index];
+    if (item->space->kind != begin->kind || item->space->id != begin->id)
+        return broken(err, frame, "every stream begins the same spaces");
     return 0;
 }
 
 /* ---- data ---- */
 
-static struct item *receiver_item(struct receiver *receiver, const struct frame *frame,
-                                  bool is_space, struct error *err)
+static struct item *stream_item(const struct stream *stream, const struct frame *frame,
+                                bool is_space, struct error *err)
 {
-    struct item *item = frame->item >= 1 && frame->item <= receiver->count
-                            ? receiver->items[frame->item - 1]
-                            : NULL;
-    if (!item || item->ended || item->is_space != is_space) {
+    struct item *item =
+        frame->item >= 1 && frame->item <= stream->count ? stream->items[frame->item - 1] : NULL;
+    if (!item || item->ended || (item->space != NULL) != is_space) {
         broken(err, frame, "no such item is open");
         return NULL;
     }
@@ -330,7 +471,7 @@ static int image_frame_begin(struct receiver *receiver, struct item *item,
 {
     if (frame->offset != item->bytes)
         return broken(err, frame, "an image is sent from its beginning to its end");
-    int r = arena_append(&item->arena, frame->length, &item->append_at);
+    int r = arena_append(&item->image, frame->length, &item->append_at);
     if (r < 0)
         receiver_refuse_errno(receiver, r, item->name);
     return 0;
@@ -355,7 +496,7 @@ static int pages_at(struct receiver *receiver, struct item *item, const struct f
     if (vaddr >= item->run.vaddr + item->run.pages * PAGE_BYTES) {
         unsigned flags = (frame->flags & PAGES_LAZY ? SHADOW_LAZY : 0) |
                          (frame->flags & PAGES_EXIST ? SHADOW_LISTED : 0);
-        int r = shadow_place(item->shadow, vaddr, (frame->length - done) / PAGE_BYTES, flags,
+        int r = shadow_place(item->space->shadow, vaddr, (frame->length - done) / PAGE_BYTES, flags,
                              &item->run);
         if (r == -EINVAL)
             return broken(err, frame, "no task has such an address");
@@ -382,27 +523,27 @@ static bool is_list(const struct frame *frame)
 }
 
 /* What is copied from: another open space. */
-static struct item *copied_item(const struct receiver *receiver, const struct item *item,
+static struct item *copied_item(const struct stream *stream, const struct item *item,
                                 const struct frame *frame)
 {
-    if (frame->offset == 0 || frame->offset > receiver->count)
+    if (frame->offset == 0 || frame->offset > stream->count)
         return NULL;
-    struct item *from = receiver->items[frame->offset - 1];
-    return from != item && from->is_space && !from->ended ? from : NULL;
+    struct item *from = stream->items[frame->offset - 1];
+    return from != item && from->space && !from->ended ? from : NULL;
 }
 
-static int list_frame_begin(struct receiver *receiver, struct item *item, const struct frame *frame,
+static int list_frame_begin(struct stream *stream, struct item *item, const struct frame *frame,
                             struct error *err)
 {
     bool runs = frame->type == FRAME_PAGE_RUNS, copies = runs && frame->flags == RUNS_COPY;
     if (frame->length % (runs ? WIRE_RUN_BYTES : WIRE_SUM_BYTES) ||
         (runs && !copies && frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
         return broken(err, frame, "not runs of pages");
-    if (copies ? !copied_item(receiver, item, frame) : frame->offset != 0)
+    if (copies ? !copied_item(stream, item, frame) : frame->offset != 0)
         return broken(err, frame, "no such item is open");
-    if (!receiver->list)
-        receiver->list = malloc(WIRE_BULK_MAX);
-    if (!receiver->list)
+    if (!stream->list)
+        stream->list = malloc(WIRE_BULK_MAX);
+    if (!stream->list)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
     digest_place(&item->digest, frame->flags, frame->length);
     return 0;
@@ -415,14 +556,14 @@ static int copy_page(struct item *from, struct item *to, uint64_t vaddr)
     struct shadow_run run;
     void *source, *place;
     size_t length = PAGE_BYTES;
-    int r = shadow_find(from->shadow, vaddr, &offset);
+    int r = shadow_find(from->space->shadow, vaddr, &offset);
     if (r <= 0)
-        return r < 0 ? r : shadow_zero(to->shadow, vaddr, 1);
-    r = arena_at(&from->arena, offset, &source, &length);
+        return r < 0 ? r : shadow_zero(to->space->shadow, vaddr, 1);
+    r = arena_at(item_arena(from), &from->window, offset, &source, &length);
     if (r == 0)
-        r = shadow_place(to->shadow, vaddr, 1, SHADOW_LAZY, &run);
+        r = shadow_place(to->space->shadow, vaddr, 1, SHADOW_LAZY, &run);
     if (r == 0)
-        r = arena_at(&to->arena, run.offset, &place, &length);
+        r = arena_at(item_arena(to), &to->window, run.offset, &place, &length);
     if (r == 0)
         memcpy(place, source, PAGE_BYTES);
     return r;
@@ -436,25 +577,25 @@ static int copy_pages(struct item *from, struct item *to, uint64_t vaddr, uint64
     return r;
 }
 
-static int take_run(struct receiver *receiver, struct item *item, const struct frame *frame,
+static int take_run(const struct stream *stream, struct item *item, const struct frame *frame,
                     uint64_t vaddr, uint64_t pages)
 {
     switch (frame->flags) {
     case RUNS_ZERO:
-        return shadow_zero(item->shadow, vaddr, pages);
+        return shadow_zero(item->space->shadow, vaddr, pages);
     case RUNS_EXIST:
-        return shadow_list(item->shadow, vaddr, pages);
+        return shadow_list(item->space->shadow, vaddr, pages);
     default:
-        return copy_pages(copied_item(receiver, item, frame), item, vaddr, pages);
+        return copy_pages(copied_item(stream, item, frame), item, vaddr, pages);
     }
 }
 
-static int take_page_runs(struct receiver *receiver, struct item *item, const struct frame *frame,
-                          struct error *err)
+static int take_page_runs(struct receiver *receiver, const struct stream *stream, struct item *item,
+                          const struct frame *frame, struct error *err)
 {
     for (uint32_t at = 0; at < frame->length; at += WIRE_RUN_BYTES) {
-        uint64_t vaddr = get_le64(receiver->list + at), pages = get_le64(receiver->list + at + 8);
-        int r = take_run(receiver, item, frame, vaddr, pages);
+        uint64_t vaddr = get_le64(stream->list + at), pages = get_le64(stream->list + at + 8);
+        int r = take_run(stream, item, frame, vaddr, pages);
         if (r == -EINVAL)
             return broken(err, frame, "no task has such an address");
         if (r == -ENODATA)
@@ -474,9 +615,9 @@ static int sum_page(struct item *item, uint64_t vaddr, struct digest *digest)
     uint64_t offset;
     void *place = NULL;
     size_t length = PAGE_BYTES;
-    int r = shadow_find(item->shadow, vaddr, &offset);
+    int r = shadow_find(item->space->shadow, vaddr, &offset);
     if (r == 1)
-        r = arena_at(&item->arena, offset, &place, &length);
+        r = arena_at(item_arena(item), &item->window, offset, &place, &length);
     if (r == 0)
         digest_bytes(digest, place ? place : zeros, PAGE_BYTES);
     return r;
@@ -496,11 +637,11 @@ static int check_sum(struct item *item, uint64_t vaddr, uint64_t pages, const ui
     return r == -ENODATA ? 0 : r < 0 ? r : memcmp(is, expected, DIGEST_BYTES) == 0;
 }
 
-static int take_page_sums(struct receiver *receiver, struct item *item, const struct frame *frame,
-                          struct error *err)
+static int take_page_sums(struct receiver *receiver, const struct stream *stream, struct item *item,
+                          const struct frame *frame, struct error *err)
 {
     for (uint32_t at = 0; at < frame->length; at += WIRE_SUM_BYTES) {
-        const uint8_t *sum = receiver->list + at;
+        const uint8_t *sum = stream->list + at;
         uint64_t vaddr = get_le64(sum), pages = get_le64(sum + 8);
         if (pages == 0 || pages > WIRE_SUM_PAGES_MAX || vaddr % PAGE_BYTES)
             return broken(err, frame, "not runs of pages");
@@ -510,7 +651,7 @@ static int take_page_sums(struct receiver *receiver, struct item *item, const st
         struct error wrong;
         error_set(&wrong, FAILURE_PEER,
                   "snapshot %s: task %llu: %llu pages at %#llx are not what they are at the source",
-                  receiver->id, (unsigned long long)item->id, (unsigned long long)pages,
+                  receiver->id, (unsigned long long)item->space->id, (unsigned long long)pages,
                   (unsigned long long)vaddr);
         if (r == 0)
             receiver_refuse(receiver, &wrong);
@@ -521,21 +662,22 @@ static int take_page_sums(struct receiver *receiver, struct item *item, const st
     return 0;
 }
 
-int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, uint32_t done,
-                        void **ret_place, size_t *ret_length, struct error *err)
+int receiver_bulk_place(struct receiver *receiver, unsigned number, const struct frame *frame,
+                        uint32_t done, void **ret_place, size_t *ret_length, struct error *err)
 {
     if (receiver->refused) {
         sink(receiver, frame, done, ret_place, ret_length);
         return 0;
     }
+    struct stream *stream = &receiver->streams[number];
     bool is_space = frame->type != FRAME_IMAGE_DATA;
-    struct item *item = receiver_item(receiver, frame, is_space, err);
+    struct item *item = stream_item(stream, frame, is_space, err);
     if (!item)
         return -1;
     if (is_list(frame)) {
-        if (done == 0 && list_frame_begin(receiver, item, frame, err) < 0)
+        if (done == 0 && list_frame_begin(stream, item, frame, err) < 0)
             return -1;
-        *ret_place = receiver->list + done;
+        *ret_place = stream->list + done;
         *ret_length = frame->length - done;
         return 0;
     }
@@ -551,7 +693,7 @@ int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, ui
     if (!is_space && !receiver->refused)
         offset = item->append_at + done;
     if (!receiver->refused) {
-        int r = arena_at(&item->arena, offset, ret_place, &length);
+        int r = arena_at(item_arena(item), &item->window, offset, ret_place, &length);
         *ret_length = length;
         if (r == 0)
             return 0;
@@ -561,41 +703,42 @@ int receiver_bulk_place(struct receiver *receiver, const struct frame *frame, ui
     return 0;
 }
 
-int receiver_bulk_landed(struct receiver *receiver, const struct frame *frame, uint32_t done,
-                         const void *place, size_t length, struct error *err)
+int receiver_bulk_landed(struct receiver *receiver, unsigned number, const struct frame *frame,
+                         uint32_t done, const void *place, size_t length, struct error *err)
 {
     if (receiver->refused)
         return 0;
-    struct item *item = receiver_item(receiver, frame, frame->type != FRAME_IMAGE_DATA, err);
+    struct stream *stream = &receiver->streams[number];
+    struct item *item = stream_item(stream, frame, frame->type != FRAME_IMAGE_DATA, err);
     if (!item)
         return -1;
     digest_bytes(&item->digest, place, length);
     item->bytes += length;
     if (!is_list(frame) || done + length < frame->length)
         return 0;
-    return frame->type == FRAME_PAGE_RUNS ? take_page_runs(receiver, item, frame, err)
-                                          : take_page_sums(receiver, item, frame, err);
+    return frame->type == FRAME_PAGE_RUNS ? take_page_runs(receiver, stream, item, frame, err)
+                                          : take_page_sums(receiver, stream, item, frame, err);
 }
 
 /* ---- items end ---- */
 
 /* A space is whole: its arena becomes the pages image or what is filled in, its shadow the pagemap.
  */
-static int receiver_end_space(struct receiver *receiver, struct item *item, bool listed)
+static int receiver_write_space(struct receiver *receiver, struct space *space)
 {
-    uint64_t missing = listed ? shadow_drop_unlisted(item->shadow) : 0;
+    uint64_t missing = space->listed ? shadow_drop_unlisted(space->shadow) : 0;
     char image[40];
-    snprintf(image, sizeof(image), "mm-%llu.img", (unsigned long long)item->id);
-    bool lost = listed && shadow_pages(item->shadow) == 0 &&
+    snprintf(image, sizeof(image), "mm-%llu.img", (unsigned long long)space->id);
+    bool lost = space->listed && shadow_pages(space->shadow) == 0 &&
                 faccessat(receiver->snapshot->imagefd, image, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
     if (missing > 0 || lost) {
         struct error err;
         if (lost)
             error_set(&err, FAILURE_PEER, "snapshot %s: task %llu was killed while it stood still",
-                      receiver->id, (unsigned long long)item->id);
+                      receiver->id, (unsigned long long)space->id);
         else
             error_set(&err, FAILURE_PEER, "snapshot %s: %llu pages of task %llu have not come",
-                      receiver->id, (unsigned long long)missing, (unsigned long long)item->id);
+                      receiver->id, (unsigned long long)missing, (unsigned long long)space->id);
         receiver_refuse(receiver, &err);
         return 0;
     }
@@ -603,25 +746,32 @@ static int receiver_end_space(struct receiver *receiver, struct item *item, bool
         .imagefd = receiver->snapshot->imagefd,
         .budget = store_budget(receiver->snapshot->store),
         .charge = &receiver->snapshot->charge,
-        .shared = item->kind == GODWIT__PB__SPACE_BEGIN__KIND__SHARED,
-        .id = item->id,
-        .pages_id = item->pages_id,
-        .arena = &item->arena,
-        .shadow = item->shadow,
+        .shared = space->kind == GODWIT__PB__SPACE_BEGIN__KIND__SHARED,
+        .id = space->id,
+        .pages_id = space->pages_id,
+        .arena = &space->arena,
+        .shadow = space->shadow,
     };
-    int r = space_images_write(&images, is_lazy(receiver, item));
-    item->shadow = shadow_free(item->shadow);
+    int r = space_images_write(&images, is_lazy(receiver, space));
+    space->shadow = shadow_free(space->shadow);
     return r;
 }
 
-static int take_item_end(struct receiver *receiver, const struct frame *frame,
-                         const ProtobufCMessage *message, struct error *err)
+/* No stream will bring more of it. */
+static void receiver_end_space(struct receiver *receiver, struct space *space)
 {
-    const Godwit__Pb__ItemEnd *end = (const Godwit__Pb__ItemEnd *)message;
-    bool is_space = frame->type == FRAME_SPACE_END;
-    struct item *item = receiver_item(receiver, frame, is_space, err);
-    if (!item)
-        return -1;
+    int r = receiver_write_space(receiver, space);
+    if (receiver->refused)
+        return; /* and the space is gone */
+    if (r == 0)
+        r = arena_hand_over(&space->arena, &receiver->snapshot->charge);
+    if (r < 0)
+        receiver_refuse_errno(receiver, r, "pages");
+}
+
+static int item_check_end(struct receiver *receiver, struct item *item, const struct frame *frame,
+                          const Godwit__Pb__ItemEnd *end, struct error *err)
+{
     if (end->digest.len != DIGEST_BYTES)
         return broken(err, frame, "a digest has 16 bytes");
     uint8_t digest[DIGEST_BYTES];
@@ -629,22 +779,38 @@ static int take_item_end(struct receiver *receiver, const struct frame *frame,
     if (end->bytes != item->bytes || memcmp(digest, end->digest.data, DIGEST_BYTES) != 0) {
         struct error damage;
         error_set(&damage, FAILURE_PEER, "snapshot %s: %s arrived damaged: %llu of %llu bytes%s",
-                  receiver->id, is_space ? "memory" : item->name, (unsigned long long)item->bytes,
-                  (unsigned long long)end->bytes,
+                  receiver->id, item->space ? "memory" : item->name,
+                  (unsigned long long)item->bytes, (unsigned long long)end->bytes,
                   end->bytes == item->bytes ? ", another digest" : "");
         receiver_refuse(receiver, &damage);
+    }
+    return 0;
+}
+
+static int take_item_end(struct receiver *receiver, struct stream *stream,
+                         const struct frame *frame, const ProtobufCMessage *message,
+                         struct error *err)
+{
+    const Godwit__Pb__ItemEnd *end = (const Godwit__Pb__ItemEnd *)message;
+    struct item *item = stream_item(stream, frame, frame->type == FRAME_SPACE_END, err);
+    if (!item || item_check_end(receiver, item, frame, end, err) < 0)
+        return -1;
+    if (receiver->refused)
+        return 0;
+    item->ended = true;
+    stream->open--;
+    stream->bytes += item->bytes;
+    arena_window_close(&item->window);
+    if (!item->space) {
+        int r = arena_hand_over(&item->image, &receiver->snapshot->charge);
+        if (r < 0)
+            receiver_refuse_errno(receiver, r, item->name);
         return 0;
     }
-    item->ended = true;
-    receiver->open--;
-    receiver->bytes += item->bytes;
-    int r = is_space ? receiver_end_space(receiver, item, end->listed) : 0;
-    if (receiver->refused)
-        return 0; /* and the item is gone */
-    if (r == 0)
-        r = arena_hand_over(&item->arena, &receiver->snapshot->charge);
-    if (r < 0)
-        receiver_refuse_errno(receiver, r, is_space ? "pages" : item->name);
+    if (stream == receiver->streams)
+        item->space->listed = end->listed;
+    if (receiver->stream_count == 1)
+        receiver_end_space(receiver, item->space);
     return 0;
 }
 
@@ -710,46 +876,79 @@ static bool is_pagemap_name(const char *name)
 
 static int receiver_check_images(struct receiver *receiver, struct error *err)
 {
-    for (uint32_t i = 0; i < receiver->count; i++) {
-        const struct item *item = receiver->items[i];
-        if (!item->is_space && is_pagemap_name(item->name) &&
+    const struct stream *stream = &receiver->streams[0];
+    for (uint32_t i = 0; i < stream->count; i++) {
+        const struct item *item = stream->items[i];
+        if (!item->space && is_pagemap_name(item->name) &&
             receiver_check_pagemap(receiver, item->name, err) < 0)
             return error_prefix(err, "snapshot %s", receiver->id);
     }
     return 0;
 }
 
-static int take_snapshot_end(struct receiver *receiver, const struct frame *frame,
-                             const ProtobufCMessage *message, struct error *err)
+/* Every stream has come to its end. */
+static int receiver_check_whole(struct receiver *receiver, struct error *err)
 {
-    const Godwit__Pb__SnapshotEnd *end = (const Godwit__Pb__SnapshotEnd *)message;
-    if (receiver->open > 0 || end->images != receiver->images || end->spaces != receiver->spaces ||
-        end->bytes != receiver->bytes)
-        return broken(err, frame, "it does not sum up what was sent");
-    receiver->over = true; /* whatever comes of it */
-    struct error reason;
-    if (receiver_check_images(receiver, &reason) < 0) {
-        receiver_refuse(receiver, &reason);
-        return 0;
+    if (receiver->streams[0].spaces != receiver->space_count)
+        return error_set(err, FAILURE_PEER, "snapshot %s: memory of what the source did not begin",
+                         receiver->id);
+    for (uint32_t i = 0; i < receiver->space_count && receiver->stream_count > 1; i++) {
+        receiver_end_space(receiver, receiver->spaces[i]);
+        if (receiver->refused)
+            return 0;
     }
+    return receiver_check_images(receiver, err);
+}
+
+static void receiver_hold(struct receiver *receiver)
+{
+    struct error reason;
+    receiver->over = true; /* whatever comes of it */
+    if (receiver_check_whole(receiver, &reason) < 0)
+        receiver_refuse(receiver, &reason);
+    if (receiver->refused)
+        return;
     struct snapshot *snapshot = receiver->snapshot;
-    snapshot->images = receiver->images;
-    snapshot->bytes = receiver->bytes;
+    snapshot->images = receiver->streams[0].images;
+    snapshot->bytes = 0;
+    for (unsigned i = 0; i < receiver->stream_count; i++)
+        snapshot->bytes += receiver->streams[i].bytes;
     int r = snapshot_set_state(snapshot, SNAPSHOT_HELD);
     if (r < 0) {
         receiver_refuse_errno(receiver, r, "its state");
-        return 0;
+        return;
     }
     receiver->snapshot = NULL;
     receiver_free_items(receiver);
-    link_send(receiver->link, FRAME_SNAPSHOT_ACK, receiver->session, 0, NULL);
+    link_send(session_link(receiver), FRAME_SNAPSHOT_ACK, receiver->session, 0, NULL);
     receiver->ops->held(receiver, snapshot, receiver->user);
+}
+
+static int take_snapshot_end(struct receiver *receiver, struct stream *stream,
+                             const struct frame *frame, const ProtobufCMessage *message,
+                             struct error *err)
+{
+    const Godwit__Pb__SnapshotEnd *end = (const Godwit__Pb__SnapshotEnd *)message;
+    if (stream->open > 0 || end->images != stream->images || end->spaces != stream->spaces ||
+        end->bytes != stream->bytes)
+        return broken(err, frame, "it does not sum up what was sent");
+    stream->ended = true;
+    for (unsigned i = 0; i < receiver->stream_count; i++) {
+        const struct stream *other = &receiver->streams[i];
+        if (!other->joined)
+            return broken(err, frame, "not all data connections have come");
+        if (!other->ended)
+            return 0;
+    }
+    receiver_hold(receiver);
     return 0;
 }
 
-static int take_snapshot_abort(struct receiver *receiver, const struct frame *frame,
-                               const ProtobufCMessage *message, struct error *err)
+static int take_snapshot_abort(struct receiver *receiver, struct stream *stream,
+                               const struct frame *frame, const ProtobufCMessage *message,
+                               struct error *err)
 {
+    (void)stream;
     (void)frame;
     (void)err;
     struct error reason;
@@ -759,15 +958,24 @@ static int take_snapshot_abort(struct receiver *receiver, const struct frame *fr
     return 0;
 }
 
-static int take_round_end(struct receiver *receiver, const struct frame *frame,
-                          const ProtobufCMessage *message, struct error *err)
+/* A stream that is ahead brings pages that count as of the round before, until the last has come
+ * to its end. */
+static int take_round_end(struct receiver *receiver, struct stream *stream,
+                          const struct frame *frame, const ProtobufCMessage *message,
+                          struct error *err)
 {
     (void)frame;
     (void)message;
     (void)err;
-    for (uint32_t i = 0; i < receiver->count; i++) {
-        if (receiver->items[i]->shadow)
-            shadow_end_round(receiver->items[i]->shadow);
+    stream->rounds++;
+    for (unsigned i = 0; i < receiver->stream_count; i++) {
+        if (receiver->streams[i].rounds == receiver->rounds)
+            return 0;
+    }
+    receiver->rounds++;
+    for (uint32_t i = 0; i < receiver->space_count; i++) {
+        if (receiver->spaces[i]->shadow)
+            shadow_end_round(receiver->spaces[i]->shadow);
     }
     return 0;
 }
@@ -775,24 +983,26 @@ static int take_round_end(struct receiver *receiver, const struct frame *frame,
 static const struct {
     uint16_t type;
     const ProtobufCMessageDescriptor *message; /* NULL: it has no payload */
-    int (*take)(struct receiver *receiver, const struct frame *frame,
+    int (*take)(struct receiver *receiver, struct stream *stream, const struct frame *frame,
                 const ProtobufCMessage *message, struct error *err);
-    bool ends_session;
+    bool own;          /* on the session's own link only */
+    bool ends_session; /* there */
 } takes[] = {
-    {FRAME_IMAGE_BEGIN, &godwit__pb__image_begin__descriptor, take_image_begin, false},
-    {FRAME_IMAGE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
-    {FRAME_SPACE_BEGIN, &godwit__pb__space_begin__descriptor, take_space_begin, false},
-    {FRAME_SPACE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
-    {FRAME_ROUND_END, NULL, take_round_end, false},
-    {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, true},
-    {FRAME_SNAPSHOT_ABORT, &godwit__pb__failure__descriptor, take_snapshot_abort, true},
+    {FRAME_IMAGE_BEGIN, &godwit__pb__image_begin__descriptor, take_image_begin, true, false},
+    {FRAME_IMAGE_END, &godwit__pb__item_end__descriptor, take_item_end, true, false},
+    {FRAME_SPACE_BEGIN, &godwit__pb__space_begin__descriptor, take_space_begin, false, false},
+    {FRAME_SPACE_END, &godwit__pb__item_end__descriptor, take_item_end, false, false},
+    {FRAME_ROUND_END, NULL, take_round_end, false, false},
+    {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, false, true},
+    {FRAME_SNAPSHOT_ABORT, &godwit__pb__failure__descriptor, take_snapshot_abort, true, true},
 };
 
-int receiver_control(struct receiver *receiver, const struct frame *frame, const uint8_t *payload,
-                     struct error *err)
+int receiver_control(struct receiver *receiver, unsigned number, const struct frame *frame,
+                     const uint8_t *payload, struct error *err)
 {
+    struct stream *stream = &receiver->streams[number];
     for (size_t i = 0; i < ARRAY_SIZE(takes); i++) {
-        if (takes[i].type != frame->type)
+        if (takes[i].type != frame->type || (takes[i].own && number > 0))
             continue;
         _cleanup_message_ ProtobufCMessage *message = NULL;
         if (takes[i].message)
@@ -800,10 +1010,12 @@ int receiver_control(struct receiver *receiver, const struct frame *frame, const
         if (takes[i].message && !message)
             return -1;
         if (receiver->refused) {
-            receiver->over = takes[i].ends_session;
+            receiver->over |= takes[i].ends_session && number == 0;
             return 0;
         }
-        return takes[i].take(receiver, frame, message, err);
+        if (stream->ended)
+            return broken(err, frame, "behind its end");
+        return takes[i].take(receiver, stream, frame, message, err);
     }
-    return broken(err, frame, "not in a snapshot");
+    return broken(err, frame, number == 0 ? "not in a snapshot" : "not on a data connection");
 }

@@ -25,20 +25,33 @@ struct round_task {
     struct follower follower;
     bool fresh;              /* followed, and nothing of it has been sent yet */
     struct page_runs runs;   /* to be read now, and sent */
-    struct page_runs copies; /* the same as another's: only to be told */
-    struct space *copies_of; /* whose */
-    size_t copied;           /* runs of these that have been told */
     struct page_runs list;   /* at the freeze: what exists */
     struct page_runs missed; /* was to be sent, and could not be read */
-    struct page_reader reader;
-    bool reading;
-    size_t listed; /* runs of the list that have been sent */
+    size_t listed;           /* runs of the list that have been sent */
 };
 
 enum phase { IDLE, SENDING, CATCHING_UP, LISTING, VERIFYING };
 
-struct rounds {
+/* What one stream has to do of the current task. */
+struct part {
     struct link_source source;
+    struct rounds *rounds;
+    unsigned stream;
+    bool done;
+    struct page_runs runs;   /* to be read now, and sent or summed up */
+    struct page_runs copies; /* the same as another's: only to be told */
+    size_t copied;           /* runs of these that have been told */
+    struct page_reader reader;
+    bool reading;
+
+    /* runs of zero pages that are not sent yet, in the form of the wire */
+    uint8_t zeros[ZERO_RUNS_MAX * WIRE_RUN_BYTES];
+    size_t zero_runs;
+    uint64_t zeros_end; /* address behind the last of them */
+};
+
+struct rounds {
+    struct part *parts;    /* one for each stream */
     struct sender *sender; /* NULL: it is done with */
     pid_t root;
     enum follow_kind kind; /* how they are to be followed */
@@ -46,16 +59,14 @@ struct rounds {
     void *user;
     struct round_task **tasks;
     size_t count, room, current;
+    bool divided;                  /* the current task's pages are the parts' */
+    bool gently;                   /* they are read so, see task/memory.h */
+    const struct space *copies_of; /* whose pages the copies are */
     enum phase phase;
     bool will_verify;    /* digests of what exists are going to be wanted */
     bool verify;         /* they are now */
     uint64_t began_usec; /* the present round */
     struct rounds_stats stats;
-
-    /* runs of zero pages of the current task that are not sent yet, in the form of the wire */
-    uint8_t zeros[ZERO_RUNS_MAX * WIRE_RUN_BYTES];
-    size_t zero_runs;
-    uint64_t zeros_end; /* address behind the last of them */
 
     uint64_t bytes_per_sec; /* 0: no limit */
     uint64_t allowed_usec;  /* the next batch may leave */
@@ -66,12 +77,9 @@ struct rounds {
 
 static void task_let_go(struct round_task *task)
 {
-    if (task->reading)
-        page_reader_close(&task->reader);
-    task->reading = task->fresh = false;
+    task->fresh = false;
     follower_close(&task->follower);
     page_runs_free(&task->runs);
-    page_runs_free(&task->copies);
     page_runs_free(&task->list);
     page_runs_free(&task->missed);
 }
@@ -224,14 +232,14 @@ static void put_run(uint8_t *at, uint64_t vaddr, uint64_t pages)
     put_le64(at + 8, pages);
 }
 
-static void note_zero(struct rounds *rounds, uint64_t vaddr)
+static void note_zero(struct part *part, uint64_t vaddr)
 {
-    uint8_t *last = rounds->zeros + (rounds->zero_runs - 1) * WIRE_RUN_BYTES;
-    if (rounds->zero_runs > 0 && rounds->zeros_end == vaddr)
+    uint8_t *last = part->zeros + (part->zero_runs - 1) * WIRE_RUN_BYTES;
+    if (part->zero_runs > 0 && part->zeros_end == vaddr)
         put_le64(last + 8, get_le64(last + 8) + 1);
     else
-        put_run(rounds->zeros + rounds->zero_runs++ * WIRE_RUN_BYTES, vaddr, 1);
-    rounds->zeros_end = vaddr + PAGE_BYTES;
+        put_run(part->zeros + part->zero_runs++ * WIRE_RUN_BYTES, vaddr, 1);
+    part->zeros_end = vaddr + PAGE_BYTES;
 }
 
 enum page_fate { PAGE_AS_IT_WAS, PAGE_OF_ZEROS, PAGE_TO_SEND };
@@ -246,9 +254,10 @@ static enum page_fate judge_page(struct round_task *task, uint64_t vaddr, bool a
 
 /* Adds what was read to the batch, but for pages of zeros, and those that are as they were.  What
  * is of a file is never lazy. */
-static void add_run(struct rounds *rounds, struct round_task *task, struct space *space,
+static void add_run(struct part *part, struct round_task *task, struct space *space,
                     struct link_batch *batch, const struct page_run *run, const uint8_t *bytes)
 {
+    struct rounds *rounds = part->rounds;
     uint64_t first = 0;
     for (uint64_t i = 0; i <= run->pages; i++) {
         uint64_t vaddr = run->start + i * PAGE_BYTES;
@@ -259,44 +268,51 @@ static void add_run(struct rounds *rounds, struct round_task *task, struct space
         if (fate == PAGE_TO_SEND)
             continue;
         if (i > first)
-            space_add_pages(rounds->sender, space, batch, run->start + first * PAGE_BYTES,
-                            bytes + first * PAGE_BYTES, i - first, run->anonymous ? PAGES_LAZY : 0);
+            space_add_pages(rounds->sender, part->stream, space, batch,
+                            run->start + first * PAGE_BYTES, bytes + first * PAGE_BYTES, i - first,
+                            run->anonymous ? PAGES_LAZY : 0);
         if (fate == PAGE_OF_ZEROS)
-            note_zero(rounds, vaddr);
+            note_zero(part, vaddr);
         first = i + 1;
     }
 }
 
 /*
- * Reads the next pages of the current task and puts into the batch what of them is to be sent.  How
- * many have been read; 0: there are no more; or a negative errno.
+ * Reads the next pages of a part and puts into the batch what of them is to be sent.  How many have
+ * been read; 0: there are no more; or a negative errno.
  */
-static int64_t draw_pages(struct rounds *rounds, struct round_task *task, struct link_batch *batch)
+static int64_t draw_pages(struct part *part, struct round_task *task, struct link_batch *batch)
 {
     struct page_run runs[READ_RUNS_MAX];
-    int count = page_reader_next(&task->reader, batch->buf, BATCH_PAGES, runs);
+    int count = page_reader_next(&part->reader, batch->buf, BATCH_PAGES, runs);
     if (count <= 0)
         return count;
-    struct space *space = task_space(rounds, task);
+    struct space *space = task_space(part->rounds, task);
     const uint8_t *bytes = batch->buf;
     int64_t read = 0;
     for (int i = 0; i < count; i++) {
-        add_run(rounds, task, space, batch, &runs[i], bytes);
+        add_run(part, task, space, batch, &runs[i], bytes);
         bytes += runs[i].pages * PAGE_BYTES;
         read += (int64_t)runs[i].pages;
     }
-    rounds->stats.bytes += batch->bytes;
+    part->rounds->stats.bytes += batch->bytes;
     return read;
 }
 
-static void draw_zeros(struct rounds *rounds, const struct round_task *task,
-                       struct link_batch *batch)
+static void draw_zeros(struct part *part, const struct round_task *task, struct link_batch *batch)
 {
-    size_t bytes = rounds->zero_runs * WIRE_RUN_BYTES;
-    memcpy(batch->buf, rounds->zeros, bytes);
-    space_add_list(rounds->sender, task_space(rounds, task), batch, FRAME_PAGE_RUNS, RUNS_ZERO,
-                   batch->buf, bytes);
-    rounds->zero_runs = 0;
+    size_t bytes = part->zero_runs * WIRE_RUN_BYTES;
+    memcpy(batch->buf, part->zeros, bytes);
+    space_add_list(part->rounds->sender, part->stream, task_space(part->rounds, task), batch,
+                   FRAME_PAGE_RUNS, RUNS_ZERO, batch->buf, bytes);
+    part->zero_runs = 0;
+}
+
+/* Every stream is asked what it has to do. */
+static void rounds_wake(struct rounds *rounds)
+{
+    for (unsigned i = 0; i < rounds->sender->stream_count; i++)
+        link_source_ready(rounds->sender->streams[i].link, &rounds->parts[i].source);
 }
 
 static int on_pause_over(sd_event_source *source, uint64_t usec, void *user)
@@ -305,7 +321,7 @@ static int on_pause_over(sd_event_source *source, uint64_t usec, void *user)
     (void)usec;
     struct rounds *rounds = user;
     if (rounds->sender)
-        link_source_ready(rounds->sender->link, &rounds->source);
+        rounds_wake(rounds);
     return 0;
 }
 
@@ -337,15 +353,27 @@ static void account(struct rounds *rounds, uint64_t bytes)
                            bytes * USEC_PER_SEC / rounds->bytes_per_sec;
 }
 
+static void part_drop(struct part *part)
+{
+    if (part->reading)
+        page_reader_close(&part->reader);
+    part->reading = part->done = false;
+    part->zero_runs = part->copied = 0;
+    page_runs_free(&part->runs);
+    page_runs_free(&part->copies);
+}
+
+/* On to the next: all streams at once, so that what was sent of a parent is all there when a child
+ * is divided. */
 static void task_is_done(struct rounds *rounds)
 {
-    struct round_task *task = rounds->tasks[rounds->current];
-    if (task->reading)
-        page_reader_close(&task->reader);
-    task->reading = false;
-    page_runs_free(&task->runs);
-    page_runs_free(&task->copies);
+    for (unsigned i = 0; i < rounds->sender->stream_count; i++)
+        part_drop(&rounds->parts[i]);
+    page_runs_free(&rounds->tasks[rounds->current]->runs);
+    rounds->divided = false;
     rounds->current++;
+    if (rounds->sender->stream_count > 1)
+        rounds_wake(rounds);
 }
 
 static int on_end(sd_event_source *source, void *user)
@@ -362,27 +390,15 @@ static void round_is_over(struct rounds *rounds)
 {
     rounds->phase = IDLE;
     rounds->stats.usec = now_usec() - rounds->began_usec;
-    link_send(rounds->sender->link, FRAME_ROUND_END, rounds->sender->session, 0, NULL);
+    for (unsigned i = 0; i < rounds->sender->stream_count; i++)
+        link_send(rounds->sender->streams[i].link, FRAME_ROUND_END, rounds->sender->session, 0,
+                  NULL);
     int r =
         rounds->end ? 0 : sd_event_add_defer(rounds->sender->event, &rounds->end, on_end, rounds);
     if (r >= 0)
         r = sd_event_source_set_enabled(rounds->end, SD_EVENT_ONESHOT);
     if (r < 0)
         sender_fail_errno(rounds->sender, r, "the round of copying");
-}
-
-/* 1, 0 when the task has nothing, or a negative errno. */
-static int begin_task(struct round_task *task)
-{
-    if (task->reading || !is_followed(task) || task->runs.count == 0)
-        return task->reading;
-    int r = page_reader_open(&task->reader, task->pid);
-    if (r < 0)
-        return r;
-    task->reading = true;
-    task->reader.gently = pages_are_shared(task->pid, &task->runs);
-    page_reader_begin(&task->reader, &task->runs, &task->missed);
-    return 1;
 }
 
 /* What cannot be read although its task stands still would be missing, or be what it was before. */
@@ -423,23 +439,101 @@ static struct round_task *find_parent(const struct rounds *rounds, const struct 
 }
 
 /* Pages that a new child has by fork cross the link once. */
-static void find_copies(struct rounds *rounds, struct round_task *task)
+static void find_copies(struct rounds *rounds, struct round_task *task, struct page_runs *copies)
 {
     struct page_runs rest = {0};
     const struct round_task *parent = task->fresh ? find_parent(rounds, task) : NULL;
     task->fresh = false;
     if (!parent)
         return;
-    task->copied = 0;
-    if (follower_divide(&task->follower, &parent->follower, &task->runs, &task->copies, &rest) <
-        0) {
-        page_runs_free(&task->copies);
+    if (follower_divide(&task->follower, &parent->follower, &task->runs, copies, &rest) < 0) {
+        page_runs_free(copies);
         page_runs_free(&rest);
         return;
     }
     page_runs_free(&task->runs);
     task->runs = rest;
-    task->copies_of = task_space(rounds, parent);
+    rounds->copies_of = task_space(rounds, parent);
+}
+
+/* ---- each stream's part ---- */
+
+static struct page_runs *part_runs(struct part *part, bool copies)
+{
+    return copies ? &part->copies : &part->runs;
+}
+
+/* Gives each stream those of its addresses, and empties the list.  0 or -ENOMEM. */
+static int share_out(struct rounds *rounds, struct page_runs *runs, bool copies)
+{
+    if (rounds->sender->stream_count == 1) {
+        *part_runs(&rounds->parts[0], copies) = *runs;
+        *runs = (struct page_runs){0};
+        return 0;
+    }
+    int r = 0;
+    for (size_t i = 0; i < runs->count; i++) {
+        struct page_run run = runs->list[i];
+        while (run.pages > 0 && r == 0) {
+            struct part *part = &rounds->parts[stream_of(rounds->sender, run.start)];
+            uint64_t pages = stream_pages(rounds->sender, run.start, run.pages);
+            r = page_runs_add(part_runs(part, copies), run.start, pages, run.anonymous);
+            run.start += pages * PAGE_BYTES;
+            run.pages -= pages;
+        }
+    }
+    page_runs_free(runs);
+    return r;
+}
+
+/*
+ * What criu has sent is left out: that it arrives as it was is told by the digest of the space, and
+ * some of it changes although the task stands still, for criu has it run code in between (rseq).
+ */
+static int list_to_verify(struct rounds *rounds, struct round_task *task)
+{
+    if (!is_followed(task) || task->list.count == 0)
+        return 0;
+    const struct space *space = task_space(rounds, task);
+    int r = 0;
+    for (size_t i = 0; i < task->list.count && r == 0; i++)
+        r = page_runs_add_without(&task->runs, &task->list.list[i], &space->criu);
+    return r;
+}
+
+/* The current task is begun: what is to be done, and by whom.  0 or -ENOMEM. */
+static int divide_task(struct rounds *rounds, struct round_task *task)
+{
+    struct page_runs copies = {0};
+    int r = 0;
+    if (rounds->divided)
+        return 0;
+    rounds->divided = true;
+    if (rounds->phase == VERIFYING)
+        r = list_to_verify(rounds, task);
+    else if (task->fresh && rounds->phase == SENDING)
+        find_copies(rounds, task, &copies);
+    if (r < 0 || !is_followed(task))
+        return r;
+    rounds->gently = rounds->phase != VERIFYING && task->runs.count > 0 &&
+                     pages_are_shared(task->pid, &task->runs);
+    r = share_out(rounds, &task->runs, false);
+    int also = share_out(rounds, &copies, true);
+    return r < 0 ? r : also;
+}
+
+/* 1, 0 when there is nothing to read, or a negative errno. */
+static int begin_part(struct part *part, struct round_task *task)
+{
+    if (part->reading || part->runs.count == 0)
+        return part->reading;
+    int r = page_reader_open(&part->reader, task->pid);
+    if (r < 0)
+        return r;
+    part->reading = true;
+    part->reader.gently = part->rounds->gently;
+    page_reader_begin(&part->reader, &part->runs, &task->missed);
+    return 1;
 }
 
 /* Encodes runs of a list from *at on, as many as go into a batch; how many bytes that are. */
@@ -455,93 +549,31 @@ static size_t put_runs(struct link_batch *batch, const struct page_runs *runs, s
 
 /* Reads until there is something to be sent.  1, 0 when there is nothing more, -EAGAIN: later, or
  * another negative errno. */
-static int send_task(struct rounds *rounds, struct round_task *task, struct link_batch *batch)
+static int send_part(struct part *part, struct round_task *task, struct link_batch *batch)
 {
-    if (task->fresh && rounds->phase == SENDING)
-        find_copies(rounds, task);
-    int64_t read = begin_task(task), unsent = 0;
-    while (read > 0 && rounds->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX) {
+    struct rounds *rounds = part->rounds;
+    int64_t read = begin_part(part, task), unsent = 0;
+    while (read > 0 && part->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX) {
         if (unsent >= BREATH_PAGES && breathe(rounds) < 0)
             return -EAGAIN;
-        read = draw_pages(rounds, task, batch);
+        read = draw_pages(part, task, batch);
         unsent += read;
         if (batch->frames > 0) {
             account(rounds, batch->bytes);
             return 1;
         }
     }
-    if (read >= 0 && rounds->zero_runs > 0) {
-        draw_zeros(rounds, task, batch);
+    if (read >= 0 && part->zero_runs > 0) {
+        draw_zeros(part, task, batch);
         return 1;
     }
-    if (read == 0 && task->copied < task->copies.count) {
-        size_t bytes = put_runs(batch, &task->copies, &task->copied);
-        space_add_copies(rounds->sender, task_space(rounds, task), batch, task->copies_of,
-                         batch->buf, bytes);
+    if (read == 0 && part->copied < part->copies.count) {
+        size_t bytes = put_runs(batch, &part->copies, &part->copied);
+        space_add_copies(rounds->sender, part->stream, task_space(rounds, task), batch,
+                         rounds->copies_of, batch->buf, bytes);
         return 1;
     }
     return (int)read;
-}
-
-/*
- * A task that cannot be read has ended, which is no matter; or it is let go, and criu is then shown
- * all of it.  When it stands still this is no time to leave.
- */
-static bool leave_task(struct rounds *rounds, struct round_task *task, int error_number)
-{
-    rounds->zero_runs = 0;
-    if (rounds->phase == SENDING) {
-        task_let_go(task);
-        return true;
-    }
-    struct error err;
-    error_set_errno(&err, FAILURE_SYSTEM, error_number, "reading the memory of process %d",
-                    task->pid);
-    sender_fail(rounds->sender, &err);
-    return false;
-}
-
-static bool send_some(struct rounds *rounds, struct link_batch *batch)
-{
-    if (!may_leave(rounds))
-        return false;
-    for (; rounds->current < rounds->count; task_is_done(rounds)) {
-        struct round_task *task = rounds->tasks[rounds->current];
-        int r = send_task(rounds, task, batch);
-        if (r > 0)
-            return true;
-        if (r == -EAGAIN || (r < 0 && !leave_task(rounds, task, r)))
-            return false;
-    }
-    if (rounds->phase == SENDING) {
-        round_is_over(rounds);
-        return false;
-    }
-    rounds->current = 0;
-    rounds->phase = LISTING;
-    return all_is_read(rounds);
-}
-
-/* ---- the list of what exists ---- */
-
-static bool list_some(struct rounds *rounds, struct link_batch *batch)
-{
-    while (rounds->current < rounds->count) {
-        struct round_task *task = rounds->tasks[rounds->current];
-        size_t bytes = put_runs(batch, &task->list, &task->listed);
-        if (bytes == 0) {
-            rounds->current++;
-            continue;
-        }
-        space_add_list(rounds->sender, task_space(rounds, task), batch, FRAME_PAGE_RUNS, RUNS_EXIST,
-                       batch->buf, bytes);
-        return true;
-    }
-    rounds->current = 0;
-    rounds->phase = rounds->verify ? VERIFYING : IDLE;
-    if (rounds->phase == IDLE)
-        sender_check_end(rounds->sender);
-    return rounds->phase != IDLE;
 }
 
 /* ---- digests of what exists ---- */
@@ -566,11 +598,11 @@ static int put_sum(uint8_t *at, const struct page_run *run, const uint8_t *pages
     return 0;
 }
 
-/* Digests of the next pages of a task.  How many bytes of them, 0 at the end, or negative errno. */
-static ssize_t sum_some(struct round_task *task, uint8_t *sums, uint8_t *pages)
+/* Digests of the next pages of a part.  How many bytes of them, 0 at the end, or negative errno. */
+static ssize_t sum_some(struct part *part, uint8_t *sums, uint8_t *pages)
 {
     struct page_run runs[READ_RUNS_MAX];
-    int count = page_reader_next(&task->reader, pages, SUMS_PAGES, runs);
+    int count = page_reader_next(&part->reader, pages, SUMS_PAGES, runs);
     for (int i = 0; i < count; i++) {
         int r = put_sum(sums + i * WIRE_SUM_BYTES, &runs[i], pages);
         if (r < 0)
@@ -580,47 +612,129 @@ static ssize_t sum_some(struct round_task *task, uint8_t *sums, uint8_t *pages)
     return count < 0 ? count : (ssize_t)count * WIRE_SUM_BYTES;
 }
 
-/*
- * What criu has sent is left out: that it arrives as it was is told by the digest of the space, and
- * some of it changes although the task stands still, for criu has it run code in between (rseq).
- */
-static int begin_verifying(struct rounds *rounds, struct round_task *task)
+/* As send_part(). */
+static int sum_part(struct part *part, struct round_task *task, struct link_batch *batch)
 {
-    if (task->reading || !is_followed(task) || task->list.count == 0)
-        return task->reading;
-    const struct space *space = task_space(rounds, task);
-    int r = 0;
-    for (size_t i = 0; i < task->list.count && r == 0; i++)
-        r = page_runs_add_without(&task->runs, &task->list.list[i], &space->criu);
-    if (r == 0)
-        r = page_reader_open(&task->reader, task->pid);
-    if (r < 0)
-        return r;
-    task->reading = true;
-    page_reader_begin(&task->reader, &task->runs, &task->missed);
+    size_t bytes = 0;
+    ssize_t n = begin_part(part, task);
+    while (n > 0 && bytes + READ_RUNS_MAX * WIRE_SUM_BYTES <= SUMS_BYTES) {
+        n = sum_some(part, batch->buf + bytes, batch->buf + SUMS_BYTES);
+        bytes += n > 0 ? (size_t)n : 0;
+    }
+    if (n < 0 || bytes == 0)
+        return (int)n;
+    space_add_list(part->rounds->sender, part->stream, task_space(part->rounds, task), batch,
+                   FRAME_PAGE_SUMS, 0, batch->buf, bytes);
     return 1;
 }
 
-static bool verify_some(struct rounds *rounds, struct link_batch *batch)
+/*
+ * A task that cannot be read has ended, which is no matter; or it is let go, and criu is then shown
+ * all of it.  When it stands still this is no time to leave.
+ */
+static bool leave_task(struct rounds *rounds, struct round_task *task, int error_number)
 {
-    for (; rounds->current < rounds->count; task_is_done(rounds)) {
-        struct round_task *task = rounds->tasks[rounds->current];
-        size_t bytes = 0;
-        ssize_t n = begin_verifying(rounds, task);
-        while (n > 0 && bytes + READ_RUNS_MAX * WIRE_SUM_BYTES <= SUMS_BYTES) {
-            n = sum_some(task, batch->buf + bytes, batch->buf + SUMS_BYTES);
-            bytes += n > 0 ? (size_t)n : 0;
-        }
-        if (n < 0) {
-            sender_fail_errno(rounds->sender, (int)n, "reading memory for its digests");
-            return false;
-        }
-        if (bytes > 0) {
-            space_add_list(rounds->sender, task_space(rounds, task), batch, FRAME_PAGE_SUMS, 0,
-                           batch->buf, bytes);
-            return true;
-        }
+    if (rounds->phase == SENDING) {
+        task_let_go(task);
+        return true;
     }
+    struct error err;
+    error_set_errno(&err, FAILURE_SYSTEM, error_number, "reading the memory of process %d",
+                    task->pid);
+    sender_fail(rounds->sender, &err);
+    return false;
+}
+
+/* 1 when the batch has something of the current task, 0 when this stream has no more of it, or as
+ * send_part(). */
+static int do_part(struct part *part, struct link_batch *batch)
+{
+    struct rounds *rounds = part->rounds;
+    struct round_task *task = rounds->tasks[rounds->current];
+    int r = divide_task(rounds, task);
+    if (r < 0 || part->done)
+        return r;
+    r = rounds->phase == VERIFYING ? sum_part(part, task, batch) : send_part(part, task, batch);
+    part->done = r == 0;
+    return r;
+}
+
+static bool all_parts_are_done(const struct rounds *rounds)
+{
+    for (unsigned i = 0; i < rounds->sender->stream_count; i++) {
+        if (!rounds->parts[i].done)
+            return false;
+    }
+    return true;
+}
+
+/* Whether all tasks have had their turn; the batch may have something, or not, when they have not.
+ */
+static bool do_parts(struct part *part, struct link_batch *batch)
+{
+    struct rounds *rounds = part->rounds;
+    while (rounds->current < rounds->count) {
+        int r = do_part(part, batch);
+        if (r > 0 || r == -EAGAIN ||
+            (r < 0 && !leave_task(rounds, rounds->tasks[rounds->current], r)) ||
+            (r == 0 && !all_parts_are_done(rounds)))
+            return false;
+        task_is_done(rounds);
+    }
+    return true;
+}
+
+static bool send_some(struct part *part, struct link_batch *batch)
+{
+    struct rounds *rounds = part->rounds;
+    if (!may_leave(rounds))
+        return false;
+    if (!do_parts(part, batch))
+        return batch->frames > 0;
+    if (rounds->phase == SENDING) {
+        round_is_over(rounds);
+        return false;
+    }
+    rounds->current = 0;
+    rounds->phase = LISTING;
+    if (!all_is_read(rounds))
+        return false;
+    rounds_wake(rounds);
+    return true;
+}
+
+/* ---- the list of what exists ---- */
+
+static bool list_some(struct part *part, struct link_batch *batch)
+{
+    struct rounds *rounds = part->rounds;
+    if (part->stream > 0)
+        return false; /* in which order this comes is all the same */
+    while (rounds->current < rounds->count) {
+        struct round_task *task = rounds->tasks[rounds->current];
+        size_t bytes = put_runs(batch, &task->list, &task->listed);
+        if (bytes == 0) {
+            rounds->current++;
+            continue;
+        }
+        space_add_list(rounds->sender, 0, task_space(rounds, task), batch, FRAME_PAGE_RUNS,
+                       RUNS_EXIST, batch->buf, bytes);
+        return true;
+    }
+    rounds->current = 0;
+    rounds->phase = rounds->verify ? VERIFYING : IDLE;
+    if (rounds->phase == IDLE)
+        sender_check_end(rounds->sender);
+    else
+        rounds_wake(rounds);
+    return rounds->phase != IDLE;
+}
+
+static bool verify_some(struct part *part, struct link_batch *batch)
+{
+    struct rounds *rounds = part->rounds;
+    if (!do_parts(part, batch))
+        return batch->frames > 0;
     if (!all_is_read(rounds))
         return false;
     rounds->phase = IDLE;
@@ -641,7 +755,7 @@ void rounds_verify(struct rounds *rounds)
         return; /* it comes behind the list */
     rounds->current = 0;
     rounds->phase = VERIFYING;
-    link_source_ready(rounds->sender->link, &rounds->source);
+    rounds_wake(rounds);
 }
 
 /*
@@ -690,7 +804,7 @@ int rounds_list(struct rounds *rounds, struct error *err)
     rounds->current = 0;
     rounds->phase = CATCHING_UP;
     rounds->bytes_per_sec = 0; /* nobody is to stand still for long */
-    link_source_ready(rounds->sender->link, &rounds->source);
+    rounds_wake(rounds);
     return 0;
 }
 
@@ -738,15 +852,15 @@ bool rounds_hides(const struct rounds *rounds)
 
 static bool rounds_fill(struct link_source *source, struct link_batch *batch)
 {
-    struct rounds *rounds = (struct rounds *)source;
-    switch (rounds->phase) {
+    struct part *part = (struct part *)source;
+    switch (part->rounds->phase) {
     case SENDING:
     case CATCHING_UP:
-        return send_some(rounds, batch);
+        return send_some(part, batch);
     case LISTING:
-        return list_some(rounds, batch);
+        return list_some(part, batch);
     case VERIFYING:
-        return verify_some(rounds, batch);
+        return verify_some(part, batch);
     default:
         return false;
     }
@@ -774,7 +888,7 @@ int rounds_begin(struct rounds *rounds, struct error *err)
     }
     rounds->current = 0;
     rounds->phase = SENDING;
-    link_source_ready(rounds->sender->link, &rounds->source);
+    rounds_wake(rounds);
     return 0;
 }
 
@@ -791,7 +905,10 @@ bool rounds_door_is_busy(const struct rounds *rounds)
 struct rounds *rounds_door_close(struct rounds *rounds)
 {
     if (rounds) {
-        link_source_remove(&rounds->source);
+        for (unsigned i = 0; i < rounds->sender->stream_count; i++) {
+            link_source_remove(&rounds->parts[i].source);
+            part_drop(&rounds->parts[i]);
+        }
         rounds->sender = NULL;
         rounds->phase = IDLE;
     }
@@ -804,7 +921,16 @@ struct rounds *rounds_new(struct sender *sender, const struct rounds_request *re
     struct rounds *rounds = calloc(1, sizeof(*rounds));
     if (!rounds)
         return NULL;
-    rounds->source.fill = rounds_fill;
+    rounds->parts = calloc(sender->stream_count, sizeof(*rounds->parts));
+    if (!rounds->parts) {
+        free(rounds);
+        return NULL;
+    }
+    for (unsigned i = 0; i < sender->stream_count; i++) {
+        rounds->parts[i].source.fill = rounds_fill;
+        rounds->parts[i].rounds = rounds;
+        rounds->parts[i].stream = i;
+    }
     rounds->sender = sender;
     rounds->root = request->root;
     rounds->bytes_per_sec = request->bytes_per_sec;
@@ -829,6 +955,7 @@ struct rounds *rounds_free(struct rounds *rounds)
         free(rounds->tasks[i]);
     }
     free(rounds->tasks);
+    free(rounds->parts);
     free(rounds);
     return NULL;
 }

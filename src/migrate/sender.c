@@ -29,19 +29,20 @@ struct directory_door {
 
 /* ---- items ---- */
 
-static int item_begin(struct sender *sender, struct item *item, uint16_t type,
+static int item_begin(struct sender *sender, unsigned stream, struct item *item, uint16_t type,
                       const ProtobufCMessage *message)
 {
     int r = digest_begin(&item->digest);
     if (r < 0)
         return r;
-    item->number = ++sender->last_item;
+    item->number = ++sender->streams[stream].last_item;
     item->bytes = 0;
-    link_send(sender->link, type, sender->session, item->number, message);
+    link_send(sender->streams[stream].link, type, sender->session, item->number, message);
     return 0;
 }
 
-static void item_end(struct sender *sender, struct item *item, uint16_t type, bool listed)
+static void item_end(struct sender *sender, unsigned stream, struct item *item, uint16_t type,
+                     bool listed)
 {
     uint8_t digest[DIGEST_BYTES];
     digest_end(&item->digest, digest);
@@ -49,8 +50,8 @@ static void item_end(struct sender *sender, struct item *item, uint16_t type, bo
     message.bytes = item->bytes;
     message.digest = (ProtobufCBinaryData){sizeof(digest), digest};
     message.listed = listed;
-    link_send(sender->link, type, sender->session, item->number, &message.base);
-    sender->bytes += item->bytes;
+    link_send(sender->streams[stream].link, type, sender->session, item->number, &message.base);
+    sender->streams[stream].bytes += item->bytes;
 }
 
 static int image_begin(struct sender *sender, struct item *item, const char *name)
@@ -59,7 +60,7 @@ static int image_begin(struct sender *sender, struct item *item, const char *nam
         return -EINVAL;
     Godwit__Pb__ImageBegin message = GODWIT__PB__IMAGE_BEGIN__INIT;
     message.name = (char *)name;
-    int r = item_begin(sender, item, FRAME_IMAGE_BEGIN, &message.base);
+    int r = item_begin(sender, 0, item, FRAME_IMAGE_BEGIN, &message.base);
     if (r < 0)
         return r;
     sender->images++;
@@ -102,6 +103,14 @@ static struct space *space_find(const struct sender *sender, enum space_kind kin
     return NULL;
 }
 
+static void space_free(const struct sender *sender, struct space *space)
+{
+    for (unsigned i = 0; i < sender->stream_count; i++)
+        digest_drop(&space->items[i].digest);
+    page_runs_free(&space->criu);
+    free(space);
+}
+
 static int sender_add_space(struct sender *sender, struct space *space)
 {
     if (sender->space_count == SPACES_MAX)
@@ -118,7 +127,10 @@ static int sender_add_space(struct sender *sender, struct space *space)
     message.kind = space->kind == SPACE_TASK ? GODWIT__PB__SPACE_BEGIN__KIND__TASK
                                              : GODWIT__PB__SPACE_BEGIN__KIND__SHARED;
     message.id = space->id;
-    int r = item_begin(sender, &space->item, FRAME_SPACE_BEGIN, &message.base);
+    /* On every stream at once: this goes before whatever is drawn for it. */
+    int r = 0;
+    for (unsigned i = 0; i < sender->stream_count && r == 0; i++)
+        r = item_begin(sender, i, &space->items[i], FRAME_SPACE_BEGIN, &message.base);
     if (r == 0)
         sender->spaces[sender->space_count++] = space;
     return r;
@@ -129,34 +141,38 @@ struct space *sender_space(struct sender *sender, enum space_kind kind, uint64_t
     struct space *space = space_find(sender, kind, id);
     if (space || !make)
         return space;
-    space = calloc(1, sizeof(*space));
+    space = calloc(1, sizeof(*space) + sender->stream_count * sizeof(struct item));
     if (!space)
         return NULL;
-    *space = (struct space){.kind = kind, .id = id};
+    space->kind = kind;
+    space->id = id;
     int r = sender_add_space(sender, space);
     if (r < 0) {
-        free(space);
+        space_free(sender, space);
         return errno = -r, NULL;
     }
     return space;
 }
 
 /* Adds a frame of a space to a batch, and what is in it to the digest. */
-static bool space_add(struct sender *sender, struct space *space, struct link_batch *batch,
-                      struct frame *frame, uint64_t place, const void *payload)
+static bool space_add(struct sender *sender, unsigned stream, struct space *space,
+                      struct link_batch *batch, struct frame *frame, uint64_t place,
+                      const void *payload)
 {
+    struct item *item = &space->items[stream];
     frame->session = sender->session;
-    frame->item = space->item.number;
+    frame->item = item->number;
     if (!link_batch_add(batch, frame, payload))
         return false;
-    digest_place(&space->item.digest, place, frame->length);
-    digest_bytes(&space->item.digest, payload, frame->length);
-    space->item.bytes += frame->length;
+    digest_place(&item->digest, place, frame->length);
+    digest_bytes(&item->digest, payload, frame->length);
+    item->bytes += frame->length;
     return true;
 }
 
-bool space_add_pages(struct sender *sender, struct space *space, struct link_batch *batch,
-                     uint64_t vaddr, const void *payload, uint64_t pages, uint16_t flags)
+bool space_add_pages(struct sender *sender, unsigned stream, struct space *space,
+                     struct link_batch *batch, uint64_t vaddr, const void *payload, uint64_t pages,
+                     uint16_t flags)
 {
     struct frame frame = {
         .type = FRAME_PAGES,
@@ -164,39 +180,32 @@ bool space_add_pages(struct sender *sender, struct space *space, struct link_bat
         .length = (uint32_t)(pages * PAGE_BYTES),
         .offset = vaddr,
     };
-    return space_add(sender, space, batch, &frame, vaddr, payload);
+    return space_add(sender, stream, space, batch, &frame, vaddr, payload);
 }
 
-bool space_add_list(struct sender *sender, struct space *space, struct link_batch *batch,
-                    enum frame_type type, uint16_t flags, const uint8_t *list, size_t bytes)
+bool space_add_list(struct sender *sender, unsigned stream, struct space *space,
+                    struct link_batch *batch, enum frame_type type, uint16_t flags,
+                    const uint8_t *list, size_t bytes)
 {
     struct frame frame = {.type = type, .flags = flags, .length = (uint32_t)bytes};
-    return space_add(sender, space, batch, &frame, flags, list);
+    return space_add(sender, stream, space, batch, &frame, flags, list);
 }
 
-bool space_add_copies(struct sender *sender, struct space *space, struct link_batch *batch,
-                      const struct space *of, const uint8_t *list, size_t bytes)
+bool space_add_copies(struct sender *sender, unsigned stream, struct space *space,
+                      struct link_batch *batch, const struct space *of, const uint8_t *list,
+                      size_t bytes)
 {
     struct frame frame = {.type = FRAME_PAGE_RUNS,
                           .flags = RUNS_COPY,
                           .length = (uint32_t)bytes,
-                          .offset = of->item.number};
-    return space_add(sender, space, batch, &frame, RUNS_COPY, list);
-}
-
-static void sender_end_spaces(struct sender *sender)
-{
-    for (size_t i = 0; i < sender->space_count; i++)
-        item_end(sender, &sender->spaces[i]->item, FRAME_SPACE_END, sender->spaces[i]->listed);
+                          .offset = of->items[stream].number};
+    return space_add(sender, stream, space, batch, &frame, RUNS_COPY, list);
 }
 
 static void sender_free_spaces(struct sender *sender)
 {
-    for (size_t i = 0; i < sender->space_count; i++) {
-        digest_drop(&sender->spaces[i]->item.digest);
-        page_runs_free(&sender->spaces[i]->criu);
-        free(sender->spaces[i]);
-    }
+    for (size_t i = 0; i < sender->space_count; i++)
+        space_free(sender, sender->spaces[i]);
     free(sender->spaces);
     sender->spaces = NULL;
     sender->space_count = sender->space_room = 0;
@@ -255,9 +264,9 @@ void sender_fail(struct sender *sender, const struct error *err)
     sender->error = *err;
     sender_close_doors(sender);
     /* Behind the end of the snapshot the session is over: then only a verdict helps. */
-    if (sender->link && sender->state != SENDER_ENDING) {
+    if (sender_link(sender) && sender->state != SENDER_ENDING) {
         Godwit__Pb__Failure failure = failure_message(err);
-        link_send(sender->link, FRAME_SNAPSHOT_ABORT, sender->session, 0, &failure.base);
+        link_send(sender_link(sender), FRAME_SNAPSHOT_ABORT, sender->session, 0, &failure.base);
     }
     sender_enter(sender, SENDER_FAILED);
 }
@@ -269,18 +278,28 @@ void sender_fail_errno(struct sender *sender, int error_number, const char *what
     sender_fail(sender, &err);
 }
 
+/* What came over a stream is summed up on it. */
+static void stream_end(struct sender *sender, unsigned stream)
+{
+    for (size_t i = 0; i < sender->space_count; i++) {
+        struct space *space = sender->spaces[i];
+        item_end(sender, stream, &space->items[stream], FRAME_SPACE_END, space->listed);
+    }
+    Godwit__Pb__SnapshotEnd message = GODWIT__PB__SNAPSHOT_END__INIT;
+    message.images = stream == 0 ? sender->images : 0;
+    message.spaces = (uint32_t)sender->space_count;
+    message.bytes = sender->streams[stream].bytes;
+    link_send(sender->streams[stream].link, FRAME_SNAPSHOT_END, sender->session, 0, &message.base);
+}
+
 void sender_check_end(struct sender *sender)
 {
     if (!sender->finishing || sender->state != SENDER_SENDING || sender->pages ||
         rounds_door_is_busy(sender->rounds) || sender->directory || sender->pipes)
         return;
-    sender_end_spaces(sender);
-    Godwit__Pb__SnapshotEnd message = GODWIT__PB__SNAPSHOT_END__INIT;
-    message.images = sender->images;
-    message.spaces = (uint32_t)sender->space_count;
-    message.bytes = sender->bytes;
+    for (unsigned i = 0; i < sender->stream_count; i++)
+        stream_end(sender, i);
     sender_free_spaces(sender);
-    link_send(sender->link, FRAME_SNAPSHOT_END, sender->session, 0, &message.base);
     sender->end_sent = true;
     sender_enter(sender, SENDER_ENDING);
 }
@@ -294,7 +313,7 @@ void sender_finish(struct sender *sender)
 /* Whether it takes more: the cache has accepted, and nobody has said that this was all. */
 static bool sender_is_open(const struct sender *sender)
 {
-    return sender->link && sender->state <= SENDER_SENDING && !sender->finishing;
+    return sender_link(sender) && sender->state <= SENDER_SENDING && !sender->finishing;
 }
 
 void *door_new(const struct sender *sender, size_t size, int fd)
@@ -315,7 +334,7 @@ static int on_pipe(sd_event_source *source, int fd, uint32_t events, void *user)
     (void)fd;
     (void)events;
     struct pipe_door *door = user;
-    link_source_ready(door->sender->link, &door->source);
+    link_source_ready(sender_link(door->sender), &door->source);
     return 0;
 }
 
@@ -342,7 +361,7 @@ static bool pipe_fill(struct link_source *source, struct link_batch *batch)
     } else if (n < 0) {
         sender_fail_errno(sender, (int)n, "reading an image from criu");
     } else {
-        item_end(sender, &door->item, FRAME_IMAGE_END, false);
+        item_end(sender, 0, &door->item, FRAME_IMAGE_END, false);
         pipe_door_close(door);
     }
     return false;
@@ -390,7 +409,7 @@ static bool directory_fill(struct link_source *source, struct link_batch *batch)
     if (door->fd >= 0) {
         n = image_draw(sender, &door->item, door->fd, batch);
         if (n == 0) {
-            item_end(sender, &door->item, FRAME_IMAGE_END, false);
+            item_end(sender, 0, &door->item, FRAME_IMAGE_END, false);
             door->fd = close_fd(door->fd);
         }
     } else if (door->next < door->count) {
@@ -453,11 +472,26 @@ int sender_open_directory(struct sender *sender, int dirfd)
         return r;
     }
     sender->directory = door;
-    link_source_ready(sender->link, &door->source);
+    link_source_ready(sender_link(sender), &door->source);
     return 0;
 }
 
 /* ---- the cache's answers ---- */
+
+/* Only a cache that has been asked for streams, and knows of them, gives one. */
+static int sender_take_token(struct sender *sender, const struct frame *frame,
+                             const uint8_t *payload, struct error *err)
+{
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__snapshot_accept__descriptor, payload, frame->length, err);
+    if (!message)
+        return -1;
+    const Godwit__Pb__SnapshotAccept *accept = (const Godwit__Pb__SnapshotAccept *)message;
+    sender->has_token = accept->token.len == WIRE_TOKEN_BYTES;
+    if (sender->has_token)
+        memcpy(sender->token, accept->token.data, WIRE_TOKEN_BYTES);
+    return 0;
+}
 
 int sender_control(struct sender *sender, const struct frame *frame, const uint8_t *payload,
                    struct error *err)
@@ -477,11 +511,14 @@ int sender_control(struct sender *sender, const struct frame *frame, const uint8
     if (sender->state == SENDER_FAILED)
         return 0; /* it crossed our abort */
     if (frame->type == FRAME_SNAPSHOT_ACCEPT && sender->state == SENDER_BEGUN) {
+        if (sender_take_token(sender, frame, payload, err) < 0)
+            return -1;
         sender_enter(sender, SENDER_SENDING);
         sender_check_end(sender);
         return 0;
     }
     if (frame->type == FRAME_SNAPSHOT_ACK && sender->state == SENDER_ENDING) {
+        sender_close_doors(sender); /* the streams may go now */
         sender_enter(sender, SENDER_ACKED);
         return 0;
     }
@@ -491,7 +528,7 @@ int sender_control(struct sender *sender, const struct frame *frame, const uint8
 
 void sender_link_down(struct sender *sender, const struct error *err)
 {
-    sender->link = NULL;
+    sender->streams[0].link = NULL;
     sender_fail(sender, err);
 }
 
@@ -506,7 +543,8 @@ struct sender *sender_new(sd_event *event, struct link *link, uint32_t session,
         return NULL;
     *sender = (struct sender){
         .event = sd_event_ref(event),
-        .link = link,
+        .streams = {{.link = link}},
+        .stream_count = 1,
         .session = session,
         .ops = ops,
         .user = user,
@@ -542,10 +580,23 @@ uint32_t sender_session(const struct sender *sender)
 
 uint64_t sender_bytes(const struct sender *sender)
 {
-    uint64_t bytes = sender->bytes;
-    for (size_t i = 0; i < sender->space_count; i++)
-        bytes += sender->spaces[i]->item.bytes;
+    uint64_t bytes = 0;
+    for (unsigned stream = 0; stream < sender->stream_count; stream++) {
+        bytes += sender->streams[stream].bytes;
+        for (size_t i = 0; i < sender->space_count; i++)
+            bytes += sender->spaces[i]->items[stream].bytes;
+    }
     return bytes;
+}
+
+const uint8_t *sender_token(const struct sender *sender)
+{
+    return sender->has_token ? sender->token : NULL;
+}
+
+void sender_add_stream(struct sender *sender, struct link *link)
+{
+    sender->streams[sender->stream_count++] = (struct stream){.link = link};
 }
 
 bool sender_end_is_sent(const struct sender *sender)

@@ -32,6 +32,13 @@ struct sender *sender_new(sd_event *event, struct link *link, uint32_t session,
                           void *user);
 struct sender *sender_free(struct sender *sender);
 
+/* What the accept has told for data connections, WIRE_TOKEN_BYTES; NULL: it takes none. */
+const uint8_t *sender_token(const struct sender *sender);
+
+/* Memory goes over this link as well, which has joined the session as stream 1, 2, ...  When
+ * SENDING has been entered, and before anything is opened; the link outlives ACKED or FAILED. */
+void sender_add_stream(struct sender *sender, struct link *link);
+
 /* The three doors.  -EPROTO when the sender takes no more: it is finishing, has failed, or the link
  * is gone.
  *

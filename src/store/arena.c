@@ -74,33 +74,33 @@ int arena_append(struct arena *arena, uint64_t bytes, uint64_t *ret_offset)
     return 0;
 }
 
-static void arena_unmap(struct arena *arena)
+void arena_window_close(struct arena_window *window)
 {
-    if (arena->window)
-        munmap(arena->window, WINDOW_BYTES);
-    arena->window = NULL;
+    if (window->at)
+        munmap(window->at, WINDOW_BYTES);
+    window->at = NULL;
 }
 
-int arena_at(struct arena *arena, uint64_t offset, void **ret_place, size_t *length)
+int arena_at(const struct arena *arena, struct arena_window *window, uint64_t offset,
+             void **ret_place, size_t *length)
 {
     uint64_t start = offset - offset % WINDOW_BYTES;
-    if (!arena->window || start != arena->window_start) {
-        arena_unmap(arena);
-        void *window =
+    if (!window->at || start != window->start) {
+        arena_window_close(window);
+        void *at =
             mmap(NULL, WINDOW_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd, (off_t)start);
-        if (window == MAP_FAILED)
+        if (at == MAP_FAILED)
             return -errno;
-        arena->window = window;
-        arena->window_start = start;
+        window->at = at;
+        window->start = start;
     }
-    *ret_place = arena->window + (offset - start);
+    *ret_place = window->at + (offset - start);
     *length = MIN(*length, WINDOW_BYTES - (offset - start));
     return 0;
 }
 
 int arena_seal(struct arena *arena)
 {
-    arena_unmap(arena);
     if (ftruncate(arena->fd, (off_t)arena->filled) < 0)
         return -errno;
     budget_refund(arena->budget, arena->room - arena->filled);
@@ -123,7 +123,6 @@ void arena_drop(struct arena *arena)
 {
     if (!arena->budget)
         return;
-    arena_unmap(arena);
     close_fd(arena->fd);
     budget_refund(arena->budget, arena->room);
     *arena = (struct arena){.fd = -EBADF};

@@ -4,7 +4,7 @@
  * An arena: one file on tmpfs that grows at its end and is filled in place.
  *
  *   file   |== filled ==|-- room: charged, allocated, not touched yet ------|
- *                   |<------ window: the part that is mapped ------>|
+ *                   |<------ window: a part that is mapped --------->|
  *
  * Data is received straight into the window, so there is no copy between the socket and the file
  * that CRIU reads later.  Touching a page new to the machine in pieces of 4 KiB is up to 50 times
@@ -31,8 +31,12 @@ struct arena {
     int fd;          /* -EBADF once sealed or dropped */
     uint64_t filled; /* bytes handed out by arena_append */
     uint64_t room;   /* bytes charged; the file's length until it is sealed */
-    uint8_t *window;
-    uint64_t window_start;
+};
+
+/* A part of an arena that is mapped, for one who fills it: several may be at it.  Begins zeroed. */
+struct arena_window {
+    uint8_t *at; /* NULL: nothing is */
+    uint64_t start;
 };
 
 /* Creates the file `name` in dirfd; it must not exist.  0, or a negative errno. */
@@ -44,12 +48,15 @@ int arena_append(struct arena *arena, uint64_t bytes, uint64_t *ret_offset);
 
 /*
  * A place to receive into: *ret_place for the byte at |offset|, good for *length bytes (cut to the
- * window) until the next call for this arena.  0, or a negative errno.
+ * window) until the next call for this window, which is always used with this arena.  0, or a
+ * negative errno.
  */
-int arena_at(struct arena *arena, uint64_t offset, void **ret_place, size_t *length);
+int arena_at(const struct arena *arena, struct arena_window *window, uint64_t offset,
+             void **ret_place, size_t *length);
+void arena_window_close(struct arena_window *window); /* also one with nothing in it */
 
-/* Cuts the file to what was filled, unmaps and closes it.  The charge for the filled part stays
- * until arena_drop().  0, or a negative errno. */
+/* Cuts the file to what was filled and closes it; its windows have been closed.  The charge for the
+ * filled part stays until arena_drop().  0, or a negative errno. */
 int arena_seal(struct arena *arena);
 
 /* The same for one whose file stays: its charge is added to *charge, and it is as if dropped.  0,

@@ -32,6 +32,8 @@ enum {
     WIRE_NAME_MAX = 255,         /* bytes of an image's name */
     WIRE_ID_MAX = 64,            /* bytes of a snapshot id */
     WIRE_DIGEST_BYTES = 16,
+    WIRE_TOKEN_BYTES = 16,
+    WIRE_STREAMS_MAX = 16, /* connections of one session, its own among them */
 };
 
 enum frame_type {
@@ -47,8 +49,9 @@ enum frame_type {
     FRAME_VERDICT = 103,        /* after the acknowledgement, by id, until it is acknowledged */
     FRAME_CHECK = 110,          /* Facts: would a migration work?  answered by FRAME_CHECKED */
     FRAME_SETTLED = 111,        /* Standing: the source has written down that this is over */
+    FRAME_STREAM_JOIN = 120,    /* on a connection of its own: StreamJoin */
     /* a snapshot: cache to proxy */
-    FRAME_SNAPSHOT_ACCEPT = 150,
+    FRAME_SNAPSHOT_ACCEPT = 150, /* nothing, or SnapshotAccept */
     FRAME_SNAPSHOT_ACK = 151,    /* complete, and every digest agrees */
     FRAME_SNAPSHOT_REFUSE = 152, /* at any time before the acknowledgement: Failure */
     FRAME_VERDICT_ACK = 153,
@@ -56,6 +59,7 @@ enum frame_type {
     FRAME_PREPARED = 161,       /* Standing: built here and held; the source decides */
     FRAME_RESTORED = 162,       /* Standing: it runs here */
     FRAME_RESTORE_FAILED = 163, /* Standing: it does not, and code and text tell why */
+    FRAME_STREAM_JOINED = 170,  /* the data connection is the session's */
 
     /* items of a snapshot: proxy to cache */
     FRAME_IMAGE_BEGIN = 200,

@@ -180,7 +180,7 @@ static int on_control(struct link *link, const struct frame *original, const uin
         return cache_begin(cache, link, &frame, payload, err);
     if (!at)
         return error_set(err, FAILURE_PEER, "no such session");
-    int r = receiver_control(*at, &frame, payload, err);
+    int r = receiver_control(*at, 0, &frame, payload, err);
     if (r >= 0 && receiver_is_over(*at))
         *at = receiver_free(*at);
     return r;
@@ -197,7 +197,7 @@ static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t 
     if (frame->session == 1 && done == 0 && frame->type != FRAME_IMAGE_DATA)
         digest_place(&cache_item(cache, frame)->digest,
                      frame->type == FRAME_PAGES ? frame->offset : frame->flags, frame->length);
-    int r = receiver_bulk_place(*at, frame, done, ret_place, ret_length, err);
+    int r = receiver_bulk_place(*at, 0, frame, done, ret_place, ret_length, err);
     if (r >= 0)
         must(*ret_length > 0 && *ret_length <= frame->length - done);
     return r;
@@ -215,7 +215,7 @@ static int on_bulk_landed(struct link *link, const struct frame *frame, uint32_t
         digest_bytes(&item->digest, place, length);
         item->bytes += length;
     }
-    return receiver_bulk_landed(*at, frame, done, place, length, err);
+    return receiver_bulk_landed(*at, 0, frame, done, place, length, err);
 }
 
 static void on_down(struct link *link, const struct error *err, void *user)

@@ -158,7 +158,7 @@ static int on_control(struct link *link, const struct frame *frame, const uint8_
     }
     if (!at)
         return error_set(err, FAILURE_PEER, "no such session");
-    int r = receiver_control(*at, frame, payload, err);
+    int r = receiver_control(*at, 0, frame, payload, err);
     if (r >= 0 && receiver_is_over(*at))
         *at = receiver_free(*at);
     return r;
@@ -177,7 +177,7 @@ static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t 
         return 0;
     }
     struct receiver **at = rig_find(rig, frame->session);
-    return at ? receiver_bulk_place(*at, frame, done, ret_place, ret_length, err)
+    return at ? receiver_bulk_place(*at, 0, frame, done, ret_place, ret_length, err)
               : error_set(err, FAILURE_PEER, "no such session");
 }
 
@@ -193,7 +193,7 @@ static int on_bulk_landed(struct link *link, const struct frame *frame, uint32_t
     }
     struct receiver **at = rig_find(rig, frame->session);
     assert_non_null(at);
-    int r = receiver_bulk_landed(*at, frame, done, place, length, err);
+    int r = receiver_bulk_landed(*at, 0, frame, done, place, length, err);
     rig->landed += length;
     return r;
 }

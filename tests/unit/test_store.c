@@ -83,18 +83,27 @@ static void arena_fills(void **state)
         assert_true(file_size(ground) >= expected);
     }
     /* places: cut to the window, one after the other the whole file */
+    struct arena_window window = {0}, other = {0};
     for (uint64_t at = 0; at < expected;) {
         void *place;
         size_t length = expected - at;
-        assert_int_equal(arena_at(arena, at, &place, &length), 0);
+        assert_int_equal(arena_at(arena, &window, at, &place, &length), 0);
         assert_true(length > 0 && length <= expected - at);
         put_le64(place, at);
         at += length;
     }
     void *place;
     size_t length = 8;
-    assert_int_equal(arena_at(arena, MIB(32), &place, &length), 0);
+    assert_int_equal(arena_at(arena, &other, MIB(32), &place, &length), 0);
     assert_true(get_le64(place) == MIB(32));
+    /* one window stays where it is while another moves */
+    void *elsewhere;
+    assert_int_equal(arena_at(arena, &window, 0, &elsewhere, &length), 0);
+    put_le64(place, 5);
+    assert_int_equal(arena_at(arena, &window, MIB(32), &elsewhere, &length), 0);
+    assert_true(get_le64(elsewhere) == 5);
+    arena_window_close(&window);
+    arena_window_close(&other);
     assert_int_equal(arena_seal(arena), 0);
     assert_true(file_size(ground) == expected);
     assert_true(ground->budget.used == expected);
@@ -112,24 +121,26 @@ static void arena_above_four_gib(void **state)
     assert_int_equal(budget_charge(&ground->budget, GIB(4) - 8), 0);
     arena->filled = arena->room = GIB(4) - 8;
     uint64_t offset;
+    struct arena_window window = {0};
     void *place;
     size_t length = 16;
     assert_int_equal(arena_append(arena, MIB(40), &offset), 0);
     assert_true(offset == GIB(4) - 8);
     /* across the border, which is one of windows too: cut there */
-    assert_int_equal(arena_at(arena, offset, &place, &length), 0);
+    assert_int_equal(arena_at(arena, &window, offset, &place, &length), 0);
     assert_int_equal(length, 8);
     put_le64(place, 1);
     length = 8;
-    assert_int_equal(arena_at(arena, GIB(4), &place, &length), 0);
+    assert_int_equal(arena_at(arena, &window, GIB(4), &place, &length), 0);
     put_le64(place, 2);
-    assert_int_equal(arena_at(arena, GIB(4) + MIB(40) - 16, &place, &length), 0);
+    assert_int_equal(arena_at(arena, &window, GIB(4) + MIB(40) - 16, &place, &length), 0);
     put_le64(place, 3);
     uint8_t bytes[16];
     assert_int_equal(pread(arena->fd, bytes, 16, (off_t)offset), 16);
     assert_true(get_le64(bytes) == 1 && get_le64(bytes + 8) == 2);
     assert_int_equal(pread(arena->fd, bytes, 8, (off_t)(GIB(4) + MIB(40) - 16)), 8);
     assert_true(get_le64(bytes) == 3);
+    arena_window_close(&window);
     assert_int_equal(arena_seal(arena), 0);
     assert_true(file_size(ground) == GIB(4) + MIB(40) - 8);
     ground_free(ground);
@@ -188,6 +199,7 @@ static uint64_t model_vaddr(unsigned page)
 static void write_pages(struct ground *ground, struct shadow *shadow, struct model *model,
                         unsigned first, unsigned count, bool lazy)
 {
+    struct arena_window window = {0};
     for (unsigned done = 0; done < count;) {
         struct shadow_run run;
         uint64_t vaddr = model_vaddr(first + done);
@@ -197,8 +209,8 @@ static void write_pages(struct ground *ground, struct shadow *shadow, struct mod
         for (uint64_t i = 0; i < run.pages; i++, done++) {
             void *place;
             size_t length = PAGE_BYTES;
-            assert_int_equal(arena_at(&ground->arena, run.offset + i * PAGE_BYTES, &place, &length),
-                             0);
+            assert_int_equal(
+                arena_at(&ground->arena, &window, run.offset + i * PAGE_BYTES, &place, &length), 0);
             assert_int_equal(length, PAGE_BYTES);
             model->stamps[first + done] = ++model->next_stamp;
             model->lazy[first + done] = lazy;
@@ -208,6 +220,7 @@ static void write_pages(struct ground *ground, struct shadow *shadow, struct mod
             put_le64((uint8_t *)place + PAGE_BYTES - 8, ~model->next_stamp);
         }
     }
+    arena_window_close(&window);
 }
 
 static void check_against(struct ground *ground, struct shadow *shadow, const struct model *model)
