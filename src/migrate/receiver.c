@@ -932,15 +932,16 @@ static int take_snapshot_end(struct receiver *receiver, struct stream *stream,
     if (stream->open > 0 || end->images != stream->images || end->spaces != stream->spaces ||
         end->bytes != stream->bytes)
         return broken(err, frame, "it does not sum up what was sent");
-    stream->ended = true;
+    unsigned joined = 0, ended = 1;
     for (unsigned i = 0; i < receiver->stream_count; i++) {
-        const struct stream *other = &receiver->streams[i];
-        if (!other->joined)
-            return broken(err, frame, "not all data connections have come");
-        if (!other->ended)
-            return 0;
+        joined += receiver->streams[i].joined;
+        ended += receiver->streams[i].ended;
     }
-    receiver_hold(receiver);
+    if (joined < receiver->stream_count)
+        return broken(err, frame, "not all data connections have come");
+    stream->ended = true;
+    if (ended == receiver->stream_count)
+        receiver_hold(receiver);
     return 0;
 }
 
