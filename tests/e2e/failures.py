@@ -92,7 +92,7 @@ class Man(relay.Relay):
     def __init__(self, host, target):
         super().__init__(("127.0.0.1", PORT), target, [], None)
         self.host = host
-        self.seen = []  # (direction, kind, length, flags)
+        self.seen = []  # (direction, kind, length, flags, connection)
         self.connections = 0  # since the last kick
         self.fired = threading.Event()
         self.is_held = threading.Event()
@@ -141,11 +141,11 @@ class Man(relay.Relay):
         except asyncio.CancelledError:
             return True  # kicked: reset both sides
 
-    def log(self, direction, kind, length, session, item, flags=0):
+    def log(self, direction, kind, length, session, item, flags=0, connection=0):
         if kind == "action":
             self.fired.set()
         else:
-            self.seen.append((direction, kind, length, flags))
+            self.seen.append((direction, kind, length, flags, connection))
 
     async def line_from_stdin(self):
         self._release.clear()
@@ -163,12 +163,14 @@ class Man(relay.Relay):
         done.wait(10)
 
     def arm(self, *rules):
-        """Rules as (match, action), in force from now on; what was seen, fired or held before is forgotten."""
+        """Rules as (match, action), in force from now on; what was seen, fired or held before is forgotten, and connections
+        are counted anew."""
         made = [relay.Rule(m, a) for m, a in rules]
 
         def set_rules():
             self.rules = made
             self.seen = []
+            self.accepted = 0
             self.fired.clear()
             self.is_held.clear()
 

@@ -2,7 +2,7 @@
 """A TCP man in the middle that understands godwit's frames and does harm where it is told to.
 
     relay.py --listen 10.77.0.3:9996 --connect 10.77.0.2:9996 [--log FILE]
-             [--match DIR:TYPE[/FLAGS][:NTH] --action ACTION]...
+             [--match DIR:TYPE[/FLAGS][@CONNECTION][:NTH] --action ACTION]...
 
 It prints "LISTENING", forwards every connection made to it, and names two directions: `up`, from the side that
 connected, and `down`, towards it; `any` is both.  Each direction begins with a preamble of 16 bytes; then come
@@ -10,7 +10,8 @@ frames: a header of 32 bytes, little-endian (u16 type, u16 flags, u32 length, u3
 u64 reserved), and `length` bytes of payload.
 
 A rule is a --match with the --action after it.  TYPE is a number (0x.. too), `preamble`, or `any`; FLAGS, a number,
-are those that the frame must have, others or not; NTH, counted from 1 per rule, over all connections, is the only frame it acts on (default 1; 0: every one).  Actions:
+are those that the frame must have, others or not; CONNECTION, counted from 1, is the only one whose frames count; NTH, counted
+from 1 per rule, over all connections, is the only frame it acts on (default 1; 0: every one).  Actions:
 
     cut           reset both sides before the frame's first byte is passed on
     cut-middle    pass half of the frame on, then reset both sides
@@ -21,6 +22,7 @@ are those that the frame must have, others or not; NTH, counted from 1 per rule,
     drop          pass the frame over
     delay:S       wait S seconds before the frame (later ones in this direction wait behind it)
     one-byte      pass it and all that follows in this direction on one byte at a time
+    rate:BYTES    pass it and all that follows in this direction on at that many bytes a second
     hold          print "HELD DIR TYPE", and go on with the frame when a line comes on standard input
 
 --log FILE gets a line per frame: time, direction, type, length, session, item; preambles and actions too.
@@ -40,6 +42,7 @@ import time
 HEADER = struct.Struct("<HHIIIQQ")
 PREAMBLE = 16
 PIECE = 1 << 16
+BURST = 0.01  # seconds of what a limited rate has missed that are made up for
 
 
 class Cut(Exception):
@@ -52,21 +55,24 @@ class Cut(Exception):
 
 class Rule:
     def __init__(self, match, action):
-        m = re.fullmatch(r"(up|down|any):(preamble|any|0x[0-9a-fA-F]+|\d+)(?:/(\d+))?(?::(\d+))?", match)
+        m = re.fullmatch(r"(up|down|any):(preamble|any|0x[0-9a-fA-F]+|\d+)(?:/(\d+))?(?:@(\d+))?(?::(\d+))?", match)
         if not m:
-            raise argparse.ArgumentTypeError(f"--match {match}: not DIR:TYPE[/FLAGS][:NTH]")
-        self.direction, kind, flags, nth = m.groups()
+            raise argparse.ArgumentTypeError(f"--match {match}: not DIR:TYPE[/FLAGS][@CONNECTION][:NTH]")
+        self.direction, kind, flags, connection, nth = m.groups()
         self.flags = int(flags or 0)
+        self.connection = int(connection or 0)
         self.kind = kind if kind in ("preamble", "any") else int(kind, 0)
         self.nth = 1 if nth is None else int(nth)
         self.seen = 0
         self.action, _, argument = action.partition(":")
         if self.action not in ACTIONS:
             raise argparse.ArgumentTypeError(f"--action {action}: not one of {', '.join(ACTIONS)}")
-        self.seconds = float(argument or 0)
+        self.amount = float(argument or 0)
 
-    def fires(self, direction, kind, flags):
+    def fires(self, direction, kind, flags, connection):
         if self.direction not in ("any", direction) or flags & self.flags != self.flags:
+            return False
+        if self.connection not in (0, connection):
             return False
         if kind != self.kind and not (self.kind == "any" and kind != "preamble"):
             return False
@@ -85,9 +91,11 @@ class Frame:
 class Flow:
     """One direction of one connection."""
 
-    def __init__(self, relay, direction, reader, writer):
-        self.relay, self.direction, self.reader, self.writer = relay, direction, reader, writer
+    def __init__(self, relay, direction, connection, reader, writer):
+        self.relay, self.direction, self.connection, self.reader, self.writer = relay, direction, connection, reader, writer
         self.one_byte = False
+        self.rate = 0  # bytes a second; 0: no limit
+        self.due = 0  # when what has been sent has had its time
 
     async def run(self):
         try:
@@ -95,7 +103,7 @@ class Flow:
             while True:
                 head = await self.reader.readexactly(HEADER.size)
                 kind, flags, length, session, item, _offset, _reserved = HEADER.unpack(head)
-                self.relay.log(self.direction, kind, length, session, item, flags)
+                self.relay.log(self.direction, kind, length, session, item, flags, self.connection)
                 await self.pass_on(Frame(kind, head, length, flags))
         except asyncio.IncompleteReadError as e:
             # The end, perhaps in the middle: what came is what is passed on.
@@ -107,7 +115,7 @@ class Flow:
         if frame.kind == "preamble":
             self.relay.log(self.direction, "preamble", PREAMBLE, "-", "-")
         for rule in self.relay.rules:
-            if rule.fires(self.direction, frame.kind, frame.flags):
+            if rule.fires(self.direction, frame.kind, frame.flags, self.connection):
                 self.relay.log(self.direction, "action", rule.action, frame.kind, "-")
                 if await ACTIONS[rule.action](self, frame, rule):
                     return
@@ -142,6 +150,10 @@ class Flow:
         for i in range(0, len(data), step):
             self.writer.write(data[i:i + step])
             await self.writer.drain()
+        if self.rate:
+            now = asyncio.get_running_loop().time()
+            self.due = max(self.due, now - BURST) + len(data) / self.rate
+            await asyncio.sleep(max(0, self.due - now))
 
 
 async def act_cut(flow, frame, rule):
@@ -182,11 +194,15 @@ async def act_drop(flow, frame, rule):
 
 
 async def act_delay(flow, frame, rule):
-    await asyncio.sleep(rule.seconds)
+    await asyncio.sleep(rule.amount)
 
 
 async def act_one_byte(flow, frame, rule):
     flow.one_byte = True
+
+
+async def act_rate(flow, frame, rule):
+    flow.rate = rule.amount
 
 
 async def act_hold(flow, frame, rule):
@@ -197,7 +213,7 @@ async def act_hold(flow, frame, rule):
 # An action returns true when it has dealt with the frame; otherwise the frame goes on after it.
 ACTIONS = {
     "cut": act_cut, "cut-middle": act_cut_middle, "close": act_close, "stall": act_stall, "garbage": act_garbage,
-    "flip": act_flip, "drop": act_drop, "delay": act_delay, "one-byte": act_one_byte, "hold": act_hold,
+    "flip": act_flip, "drop": act_drop, "delay": act_delay, "one-byte": act_one_byte, "rate": act_rate, "hold": act_hold,
 }
 
 
@@ -207,8 +223,9 @@ class Relay:
         self._log = log
         self._stdin = None
         self._stdin_lock = asyncio.Lock()
+        self.accepted = 0  # connections
 
-    def log(self, direction, kind, length, session, item, flags=0):
+    def log(self, direction, kind, length, session, item, flags=0, connection=0):
         if self._log:
             print(f"{time.time():.6f}", direction, kind, length, session, item, file=self._log, flush=True)
 
@@ -227,6 +244,8 @@ class Relay:
             await server.serve_forever()
 
     async def connection(self, reader, writer):
+        self.accepted += 1
+        number = self.accepted
         try:
             far_reader, far_writer = await asyncio.open_connection(*self.target, limit=PIECE)
         except OSError as e:
@@ -236,7 +255,7 @@ class Relay:
         for w in (writer, far_writer):
             w.transport.set_write_buffer_limits(PIECE)
             w.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        flows = [Flow(self, "up", reader, far_writer), Flow(self, "down", far_reader, writer)]
+        flows = [Flow(self, "up", number, reader, far_writer), Flow(self, "down", number, far_reader, writer)]
         reset = await self.run_flows(flows)
         for w in (writer, far_writer):
             finish(w, reset)

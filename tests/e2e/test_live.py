@@ -317,8 +317,8 @@ def test_strict(between):
     between.move(churn, "--strict", "--downtime", 20000)
 
 
-@pytest.mark.parametrize("mib_per_second", [32, 96])
-def test_bandwidth(between, mib_per_second):
+@pytest.mark.parametrize("mib_per_second, streams", [(32, 1), (96, 1), (96, 4)])
+def test_bandwidth(between, mib_per_second, streams):
     """The rate of the rounds is the one that was asked for, within a tenth.
 
     It is never above; below it a machine that has something else to do may keep it, so that counts only if it always does.
@@ -326,7 +326,8 @@ def test_bandwidth(between, mib_per_second):
     churn = start(between, "large", "--mib", 3 * mib_per_second, "--rate", mib_per_second // 8, "--fork-ms", 0)
     rates = []
     while len(rates) < 4 and max(rates, default=0) < 0.9:
-        rates.append(between.move(churn, "--bandwidth", f"{mib_per_second}M").rate_of_rounds() / (mib_per_second * MIB))
+        told = between.move(churn, "--bandwidth", f"{mib_per_second}M", "--streams", streams)
+        rates.append(told.rate_of_rounds() / (mib_per_second * MIB))
         assert rates[-1] <= 1.1, rates
     assert rates[-1] >= 0.9, rates
 

@@ -58,11 +58,11 @@ class Stdio:
         self.socket.listen(8)
         self.socket.settimeout(10)
 
-    def serve(self):
+    def serve(self, *options):
         """Serves the next connection."""
         connection, _ = self.socket.accept()
         with connection:
-            self.running.append(self.b.host.popen([program(), "image-cache", "--stdio", "--accept", "--once"],
+            self.running.append(self.b.host.popen([program(), "image-cache", "--stdio", "--accept", "--once", *options],
                                                   stdin=connection, stdout=connection, stderr=subprocess.PIPE))
         return self.running[-1]
 

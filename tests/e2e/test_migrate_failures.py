@@ -196,7 +196,7 @@ def record():
         assert status == 0, err
         # The last word may still be on its way when the command has ended.
         testbed.wait_for(lambda: ("up", FRAMES["GOODBYE"]) in {s[:2] for s in lane.man.seen}, 5, "its goodbye")
-        seen = {point_of(direction, kind, flags) for direction, kind, _, flags in lane.man.seen}
+        seen = {point_of(direction, kind, flags) for direction, kind, _, flags, _ in lane.man.seen}
         judge(lane, pid, out, status, err)
         return sorted(seen - {(d, FRAMES["HEARTBEAT"]) for d in ("up", "down")}, key=str)
     finally:

@@ -33,6 +33,7 @@ def relay(hosts):
         started.append(p)
         assert p.stdout.readline() == "LISTENING\n"
         near = in_network(a, lambda: socket.create_connection(("127.0.0.1", 7000)))
+        start.far = far
         end, _ = far.accept()
         for s in (near, end):
             s.settimeout(5)
@@ -162,6 +163,28 @@ def test_one_byte(relay):
     sent = PREAMBLE + frame(1, bytes(1000))
     near.sendall(sent)
     assert read_exactly(far, len(sent)) == sent
+
+
+def test_rate(relay):
+    _, near, far = relay("--match", "up:1", "--action", "rate:100000")
+    sent = PREAMBLE + frame(1, bytes(50000))
+    start = time.monotonic()
+    near.sendall(sent)
+    assert read_exactly(far, len(sent)) == sent
+    near.sendall(frame(2))
+    assert read_exactly(far, 32) == frame(2)
+    assert 0.4 <= time.monotonic() - start < 3
+
+
+def test_one_connection_of_several(relay, hosts):
+    p, near, far = relay("--match", "up:1@2", "--action", "drop")
+    near.sendall(PREAMBLE + frame(1) + frame(2))
+    assert read_exactly(far, 80) == PREAMBLE + frame(1) + frame(2)
+    second = in_network(hosts[0], lambda: socket.create_connection(("127.0.0.1", 7000)))
+    other, _ = relay.far.accept()
+    other.settimeout(5)
+    second.sendall(PREAMBLE + frame(1) + frame(2))
+    assert read_exactly(other, 48) == PREAMBLE + frame(2)
 
 
 def test_hold(relay):
