@@ -6,6 +6,8 @@
  *   bit 2   digests and sums of items are mended too
  *   bit 3   a small memory limit
  *   bit 4   in pieces of a few bytes
+ * The highest byte of a session's number is that of the stream over which the frame is said to have
+ * come; each joins when it is first named, and the first of them is lost when the link is.
  */
 #include "fuzz.h"
 
@@ -25,6 +27,7 @@ enum {
     MODE_PIECES = 16,
     ITEMS = 64, /* whose digests are mended */
     SESSIONS = 4,
+    STREAM_SHIFT = 24,
 };
 
 struct item {
@@ -32,21 +35,35 @@ struct item {
     uint64_t bytes;
 };
 
-struct cache {
-    unsigned mode;
-    struct store *store;
-    struct receiver *receivers[SESSIONS];
-    bool down;
-    struct item items[ITEMS]; /* of session 1 */
+/* What came over one stream of session 1. */
+struct stream {
+    struct item items[ITEMS];
     uint64_t bytes;
     uint32_t images, spaces;
 };
 
+struct cache {
+    unsigned mode;
+    struct store *store;
+    struct receiver *receivers[SESSIONS];
+    bool joined[SESSIONS][WIRE_STREAMS_MAX];
+    bool down;
+    struct stream streams[WIRE_STREAMS_MAX];
+};
+
+/* Takes the stream out of the session's number. */
+static unsigned take_stream(struct frame *frame)
+{
+    unsigned stream = (frame->session >> STREAM_SHIFT) % WIRE_STREAMS_MAX;
+    frame->session &= (1u << STREAM_SHIFT) - 1;
+    return stream;
+}
+
 /* ---- mending ---- */
 
-static struct item *cache_item(struct cache *cache, const struct frame *frame)
+static struct item *stream_item(struct stream *stream, const struct frame *frame)
 {
-    struct item *item = &cache->items[frame->item % ITEMS];
+    struct item *item = &stream->items[frame->item % ITEMS];
     if (!item->digest.state)
         must(digest_begin(&item->digest) == 0);
     return item;
@@ -64,8 +81,8 @@ static bool was_listed(const struct frame *frame, const uint8_t *payload)
 }
 
 /* Another payload for a control frame of a session, with sums that agree. */
-static const uint8_t *mend(struct cache *cache, struct frame *frame, const uint8_t *payload,
-                           uint8_t mended[256])
+static const uint8_t *mend(const struct cache *cache, struct stream *stream, struct frame *frame,
+                           const uint8_t *payload, uint8_t mended[256])
 {
     uint8_t digest[DIGEST_BYTES];
     Godwit__Pb__ItemEnd item_end = GODWIT__PB__ITEM_END__INIT;
@@ -73,21 +90,21 @@ static const uint8_t *mend(struct cache *cache, struct frame *frame, const uint8
     const ProtobufCMessage *message = NULL;
     if (!(cache->mode & MODE_DIGESTS) || frame->session != 1)
         return payload;
-    cache->images += frame->type == FRAME_IMAGE_BEGIN;
-    cache->spaces += frame->type == FRAME_SPACE_BEGIN;
+    stream->images += frame->type == FRAME_IMAGE_BEGIN;
+    stream->spaces += frame->type == FRAME_SPACE_BEGIN;
     if (frame->type == FRAME_IMAGE_END || frame->type == FRAME_SPACE_END) {
-        struct item *item = cache_item(cache, frame);
+        struct item *item = stream_item(stream, frame);
         item_end.bytes = item->bytes;
-        cache->bytes += item->bytes;
+        stream->bytes += item->bytes;
         digest_end(&item->digest, digest);
         *item = (struct item){0};
         item_end.digest = (ProtobufCBinaryData){sizeof(digest), digest};
         item_end.listed = was_listed(frame, payload);
         message = &item_end.base;
     } else if (frame->type == FRAME_SNAPSHOT_END) {
-        end.images = cache->images;
-        end.spaces = cache->spaces;
-        end.bytes = cache->bytes;
+        end.images = stream->images;
+        end.spaces = stream->spaces;
+        end.bytes = stream->bytes;
         message = &end.base;
     }
     if (!message)
@@ -148,6 +165,21 @@ static struct receiver **cache_find(struct cache *cache, uint32_t session)
     return NULL;
 }
 
+/* The session of a frame, which its stream has joined; NULL with *err. */
+static struct receiver **cache_find_joined(struct cache *cache, struct link *link, uint32_t session,
+                                           unsigned stream, struct error *err)
+{
+    struct receiver **at = cache_find(cache, session);
+    error_set(err, FAILURE_PEER, "no such session");
+    if (!at || stream == 0)
+        return at;
+    bool *joined = &cache->joined[at - cache->receivers][stream];
+    if (!*joined && receiver_join(*at, stream, link, err) < 0)
+        return NULL;
+    *joined = true;
+    return at;
+}
+
 static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
 {
     (void)link;
@@ -174,48 +206,53 @@ static int on_control(struct link *link, const struct frame *original, const uin
     struct cache *cache = user;
     uint8_t mended[256];
     struct frame frame = *original;
-    payload = mend(cache, &frame, payload, mended);
-    struct receiver **at = cache_find(cache, frame.session);
-    if (frame.type == FRAME_SNAPSHOT_BEGIN && !at)
+    unsigned stream = take_stream(&frame);
+    payload = mend(cache, &cache->streams[stream], &frame, payload, mended);
+    if (frame.type == FRAME_SNAPSHOT_BEGIN && !cache_find(cache, frame.session))
         return cache_begin(cache, link, &frame, payload, err);
+    struct receiver **at = cache_find_joined(cache, link, frame.session, stream, err);
     if (!at)
-        return error_set(err, FAILURE_PEER, "no such session");
-    int r = receiver_control(*at, 0, &frame, payload, err);
-    if (r >= 0 && receiver_is_over(*at))
+        return -1;
+    int r = receiver_control(*at, stream, &frame, payload, err);
+    if (r >= 0 && receiver_is_over(*at)) {
+        memset(cache->joined[at - cache->receivers], 0, sizeof(cache->joined[0]));
         *at = receiver_free(*at);
+    }
     return r;
 }
 
-static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
+static int on_bulk_place(struct link *link, const struct frame *original, uint32_t done,
                          void **ret_place, size_t *ret_length, void *user, struct error *err)
 {
-    (void)link;
     struct cache *cache = user;
-    struct receiver **at = cache_find(cache, frame->session);
+    struct frame frame = *original;
+    unsigned stream = take_stream(&frame);
+    struct receiver **at = cache_find_joined(cache, link, frame.session, stream, err);
     if (!at)
-        return error_set(err, FAILURE_PEER, "no such session");
-    if (frame->session == 1 && done == 0 && frame->type != FRAME_IMAGE_DATA)
-        digest_place(&cache_item(cache, frame)->digest,
-                     frame->type == FRAME_PAGES ? frame->offset : frame->flags, frame->length);
-    int r = receiver_bulk_place(*at, 0, frame, done, ret_place, ret_length, err);
+        return -1;
+    if (frame.session == 1 && done == 0 && frame.type != FRAME_IMAGE_DATA)
+        digest_place(&stream_item(&cache->streams[stream], &frame)->digest,
+                     frame.type == FRAME_PAGES ? frame.offset : frame.flags, frame.length);
+    int r = receiver_bulk_place(*at, stream, &frame, done, ret_place, ret_length, err);
     if (r >= 0)
-        must(*ret_length > 0 && *ret_length <= frame->length - done);
+        must(*ret_length > 0 && *ret_length <= frame.length - done);
     return r;
 }
 
-static int on_bulk_landed(struct link *link, const struct frame *frame, uint32_t done,
+static int on_bulk_landed(struct link *link, const struct frame *original, uint32_t done,
                           const void *place, size_t length, void *user, struct error *err)
 {
-    (void)link;
     struct cache *cache = user;
-    struct receiver **at = cache_find(cache, frame->session);
+    struct frame frame = *original;
+    unsigned stream = take_stream(&frame);
+    struct receiver **at = cache_find_joined(cache, link, frame.session, stream, err);
     must(at);
-    if (frame->session == 1) {
-        struct item *item = cache_item(cache, frame);
+    if (frame.session == 1) {
+        struct item *item = stream_item(&cache->streams[stream], &frame);
         digest_bytes(&item->digest, place, length);
         item->bytes += length;
     }
-    return receiver_bulk_landed(*at, 0, frame, done, place, length, err);
+    return receiver_bulk_landed(*at, stream, &frame, done, place, length, err);
 }
 
 static void on_down(struct link *link, const struct error *err, void *user)
@@ -226,6 +263,8 @@ static void on_down(struct link *link, const struct error *err, void *user)
     must(err->code == FAILURE_NONE || err->text[0]);
     cache->down = true;
     for (unsigned i = 0; i < SESSIONS; i++) {
+        if (cache->receivers[i] && cache->joined[i][1])
+            receiver_stream_down(cache->receivers[i], 1, err);
         if (cache->receivers[i])
             receiver_link_down(cache->receivers[i], err);
     }
@@ -318,9 +357,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     say(event, fds[1], &bytes, mode & MODE_PIECES ? 7 : SIZE_MAX, &cache);
     for (unsigned i = 0; i < SESSIONS; i++)
         receiver_free(cache.receivers[i]);
-    for (unsigned i = 0; i < ITEMS; i++) {
-        if (cache.items[i].digest.state)
-            digest_drop(&cache.items[i].digest);
+    for (unsigned i = 0; i < WIRE_STREAMS_MAX * ITEMS; i++) {
+        struct item *item = &cache.streams[i / ITEMS].items[i % ITEMS];
+        if (item->digest.state)
+            digest_drop(&item->digest);
     }
     link_free(link);
     close_fd(fds[1]);

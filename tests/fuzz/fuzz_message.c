@@ -8,17 +8,18 @@
 #include "wire/message.h"
 
 static const ProtobufCMessageDescriptor *const kinds[] = {
-    &godwit__pb__hello__descriptor,          &godwit__pb__failure__descriptor,
-    &godwit__pb__snapshot_begin__descriptor, &godwit__pb__image_begin__descriptor,
-    &godwit__pb__space_begin__descriptor,    &godwit__pb__item_end__descriptor,
-    &godwit__pb__snapshot_end__descriptor,   &godwit__pb__verdict__descriptor,
-    &godwit__pb__verdict_ack__descriptor,    &godwit__pb__dump_open__descriptor,
-    &godwit__pb__dump_opened__descriptor,    &godwit__pb__progress__descriptor,
-    &godwit__pb__exited__descriptor,         &godwit__pb__restore_open__descriptor,
-    &godwit__pb__restore_ready__descriptor,  &godwit__pb__forget__descriptor,
-    &godwit__pb__status__descriptor,         &godwit__pb__status_snapshot__descriptor,
-    &godwit__pb__facts__descriptor,          &godwit__pb__findings__descriptor,
-    &godwit__pb__standing__descriptor,       &godwit__pb__resolve__descriptor,
+    &godwit__pb__hello__descriptor,           &godwit__pb__failure__descriptor,
+    &godwit__pb__snapshot_begin__descriptor,  &godwit__pb__image_begin__descriptor,
+    &godwit__pb__space_begin__descriptor,     &godwit__pb__item_end__descriptor,
+    &godwit__pb__snapshot_end__descriptor,    &godwit__pb__verdict__descriptor,
+    &godwit__pb__verdict_ack__descriptor,     &godwit__pb__dump_open__descriptor,
+    &godwit__pb__dump_opened__descriptor,     &godwit__pb__progress__descriptor,
+    &godwit__pb__exited__descriptor,          &godwit__pb__restore_open__descriptor,
+    &godwit__pb__restore_ready__descriptor,   &godwit__pb__forget__descriptor,
+    &godwit__pb__status__descriptor,          &godwit__pb__status_snapshot__descriptor,
+    &godwit__pb__facts__descriptor,           &godwit__pb__findings__descriptor,
+    &godwit__pb__standing__descriptor,        &godwit__pb__resolve__descriptor,
+    &godwit__pb__snapshot_accept__descriptor, &godwit__pb__stream_join__descriptor,
 };
 
 static void check_string(const char *s)

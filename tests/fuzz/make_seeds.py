@@ -68,6 +68,8 @@ MESSAGES = {
     "findings-control-character-inside": (19, text(1, text(4, "a\x1bb"))),
     "standing": (20, text(1, "seed") + number(2, 1) + number(3, 9) + number(4, 6) + text(5, "why")),
     "resolve": (21, text(1, "seed") + number(2, 1)),
+    "snapshot-accept": (22, text(1, bytes(range(16)))),
+    "stream-join": (23, text(1, bytes(range(16))) + number(2, 1)),
     "control-character": (3, text(1, "a\x1bb")),
     "nul": (3, text(1, "a\0b")),
     "cut-short": (3, text(1, "core-1.img")[:-3]),
@@ -156,6 +158,28 @@ def link_seeds():
         "sums": begin + lists + frame(214, struct.pack("<QQ", 0x1000, 2) + bytes(16), item=1) + listed + end,
         "rounds": begin + lists + frame(220) + frame(211, page(3), item=1, offset=0x1000) + frame(220) + listed + end,
         "lazy": frame(100, BEGIN + number(6, 1) + number(8, 1)) + lists + listed + end,
+    }
+    # What the harness takes for frames of a data connection: its number is the highest byte of the session.
+    def of(stream, body):
+        out, at = b"", 0
+        while at < len(body):
+            length, session = struct.unpack_from("<II", body, at + 4)
+            out += body[at:at + 8] + struct.pack("<I", session | stream << 24) + body[at + 12:at + 32 + length]
+            at += 32 + length
+        return out
+    three = frame(100, BEGIN + number(9, 3))
+    one_space = space(1, 1, 42, (0x1000, 0, [1, 2]))
+    bodies |= {
+        "streams": three + of(1, one_space + end) + one_space + frame(220) + of(2, one_space + end) + end,
+        "streams-end-first": three + one_space + end + of(1, one_space + end) + of(2, one_space + end),
+        "streams-copies": three + of(1, frame(210, number(1, 1) + number(2, 42), item=1) + frame(211, page(1), item=1, offset=0x1000)
+                                     + frame(210, number(1, 1) + number(2, 43), item=2)
+                                     + frame(213, struct.pack("<QQ", 0x1000, 1), item=2, offset=1, flags=4)),
+        "streams-other-spaces": three + of(1, one_space) + space(1, 1, 43),
+        "streams-image": three + of(1, image(1, "a", b"1")),
+        "streams-abort": three + of(1, one_space) + frame(102, number(1, 1)) + of(1, end),
+        "streams-lost": three + one_space + of(1, one_space),
+        "streams-too-many": frame(100, BEGIN + number(9, 17)) + of(16, one_space),
     }
     for name, body in bodies.items():
         save("link", name, bytes([ALL]) + body)
