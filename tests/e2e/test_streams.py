@@ -21,7 +21,7 @@ from godwit import ABORTED, MIB, USAGE, check_memory
 from live import Between, Churn
 from test_live import KINDS, SLOWLY
 from test_migrate import Sshd, Stdio
-from test_migrate_failures import FAULTS, MOVED, PEER, SEED, MigrateLane, judge, point_of, strike, victims
+from test_migrate_failures import FAULTS, MOVED, PEER, REFUSED, SEED, MigrateLane, judge, point_of, strike, victims
 
 STREAMS = 3
 DATA = 2  # the relay's number of the first data connection: the link is 1
@@ -431,6 +431,32 @@ def test_tokens(lanes):
         return judge(lane, pid, out, status, err)
 
     lanes.run([("tokens", case)])
+
+
+async def act_no_token(flow, frame_, rule):
+    """What an image-cache says that knows nothing of streams."""
+    async for _ in flow.pieces(frame_):
+        pass
+    await flow.send(frame("SNAPSHOT_ACCEPT"))
+    return True
+
+
+relay.ACTIONS["no-token"] = act_no_token
+
+
+def test_older_cache(lanes):
+    """It is told from one that knows of streams, before anything is touched."""
+
+    def case(lane):
+        pid, out, begin = ordinary(lane)
+        lane.man.arm((f"down:{FRAMES['SNAPSHOT_ACCEPT']}", "no-token"))
+        status, err = lane.end(begin(), "migrate")
+        lane.man.disarm()
+        if status != REFUSED or "--streams 1" not in err or lane.man.accepted > 1:
+            raise Broken(f"{status} {err}")
+        return judge(lane, pid, out, status, err)
+
+    lanes.run([("an older image-cache", case)])
 
 
 def test_tokens_differ(lanes):
