@@ -55,7 +55,8 @@ struct stream {
     struct item **items; /* items[number - 1] */
     uint32_t count, room, open, images, spaces;
     uint64_t bytes, rounds;
-    uint8_t *list; /* a frame of runs or digests that is arriving: one at a time */
+    struct item *mapped; /* of a data connection: the one item whose window is open */
+    uint8_t *list;       /* a frame of runs or digests that is arriving: one at a time */
 };
 
 struct receiver {
@@ -101,6 +102,17 @@ static struct space *space_free(struct space *space)
     return NULL;
 }
 
+/* Of many tasks over many connections the windows would be more than a process may map; and a data
+ * connection brings one task after the other. */
+static void stream_map_one(struct receiver *receiver, struct stream *stream, struct item *item)
+{
+    if (stream == receiver->streams || stream->mapped == item)
+        return;
+    if (stream->mapped)
+        arena_window_close(&stream->mapped->window);
+    stream->mapped = item;
+}
+
 static void stream_free_items(struct stream *stream)
 {
     if (stream->link)
@@ -109,6 +121,7 @@ static void stream_free_items(struct stream *stream)
         item_free(stream->items[i]);
     free(stream->items);
     stream->items = NULL;
+    stream->mapped = NULL;
     stream->count = stream->room = stream->open = 0;
 }
 
@@ -420,9 +433,7 @@ static int receiver_add_space(struct receiver *receiver, const Godwit__Pb__Space
     space->pages_id = receiver->space_count;
     char name[32];
     arena_name(receiver, space, name);
-    int r = receiver_charge(receiver, ITEM_CHARGE);
-    if (r == 0)
-        r = arena_create(&space->arena, receiver->snapshot->imagefd, name,
+    int r = arena_create(&space->arena, receiver->snapshot->imagefd, name,
                          store_budget(receiver->snapshot->store));
     if (r == 0 && !(space->shadow = shadow_new(&space->arena)))
         r = -ENOMEM;
@@ -441,7 +452,9 @@ static int take_space_begin(struct receiver *receiver, struct stream *stream,
     if (stream_add(stream, frame, &item, err) < 0)
         return -1;
     uint32_t index = stream->spaces++;
-    int r = index < receiver->space_count ? 0 : receiver_add_space(receiver, begin);
+    int r = receiver_charge(receiver, ITEM_CHARGE);
+    if (r == 0 && index == receiver->space_count)
+        r = receiver_add_space(receiver, begin);
     if (r < 0) {
         receiver_refuse_errno(receiver, r, "pages");
         return 0;
@@ -605,6 +618,8 @@ static int take_page_runs(struct receiver *receiver, const struct stream *stream
             return 0;
         }
     }
+    if (frame->flags == RUNS_COPY && stream != receiver->streams)
+        arena_window_close(&copied_item(stream, item, frame)->window);
     return 0;
 }
 
@@ -674,6 +689,7 @@ int receiver_bulk_place(struct receiver *receiver, unsigned number, const struct
     struct item *item = stream_item(stream, frame, is_space, err);
     if (!item)
         return -1;
+    stream_map_one(receiver, stream, item);
     if (is_list(frame)) {
         if (done == 0 && list_frame_begin(stream, item, frame, err) < 0)
             return -1;
