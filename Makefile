@@ -53,6 +53,7 @@ bench: all
 	bench/downtime --size 512 --dirty 50 --runs 3
 	bench/redis --size 256 --runs 1
 	bench/rounds --size 512 --runs 3
+	bench/streams --size 128 --runs 1
 
 install: all
 	$(MESON) install -C $(BUILD)
