@@ -280,19 +280,26 @@ static void keep_descriptor(int fd)
 }
 
 /* In front of what is to be preloaded already. */
-static void preload(const char *path, int fd, const char *hidden)
+static void set_number(const char *name, int value)
+{
+    char number[16];
+    snprintf(number, sizeof(number), "%d", value);
+    setenv(name, number, 1);
+}
+
+static void preload(const struct criu_spawn *how)
 {
     const char *before = getenv("LD_PRELOAD");
-    char number[16];
     _cleanup_free_ char *list = NULL;
-    if (asprintf(&list, "%s%s%s", path, before ? ":" : "", before ? before : "") < 0)
+    if (asprintf(&list, "%s%s%s", how->scan_filter, before ? ":" : "", before ? before : "") < 0)
         return;
     setenv("LD_PRELOAD", list, 1);
-    snprintf(number, sizeof(number), "%d", fd);
-    setenv("GODWIT_SCAN_FILTER_FD", number, 1);
-    if (!hidden)
+    set_number("GODWIT_SCAN_FILTER_FD", how->scan_filter_fd);
+    if (how->scan_filter_table >= 0)
+        set_number("GODWIT_SCAN_FILTER_TABLE", how->scan_filter_table);
+    if (!how->scan_filter_hidden)
         return;
-    setenv("GODWIT_SCAN_FILTER_HIDE", hidden, 1);
+    setenv("GODWIT_SCAN_FILTER_HIDE", how->scan_filter_hidden, 1);
     unsetenv("CRIU_TRACK_SHMEM"); /* it would have criu go by that scan for shared memory too */
 }
 
@@ -312,7 +319,7 @@ static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_
             setenv("GODWIT_HOOK_JOURNAL", how->hook_journal, 1);
     }
     if (how->scan_filter)
-        preload(how->scan_filter, how->scan_filter_fd, how->scan_filter_hidden);
+        preload(how);
     if (how->ignore_interrupt)
         signal(SIGINT, SIG_IGN);
     execv(args->list[0], args->list);

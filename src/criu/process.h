@@ -66,9 +66,10 @@ struct criu_spawn {
     const char *hook_workdir; /* NULL: no hook environment */
     uint64_t hook_token;
     uint64_t hook_silence_usec;
-    const char *hook_journal;       /* NULL: none */
-    const char *scan_filter;        /* to be preloaded; NULL: none */
-    int scan_filter_fd;             /* that it tells its first scan; inherited as those above */
+    const char *hook_journal; /* NULL: none */
+    const char *scan_filter;  /* to be preloaded; NULL: none */
+    /* Inherited as those above, see criu/scan_filter.h.  table: -EBADF, there is none. */
+    int scan_filter_fd, scan_filter_table;
     const char *scan_filter_hidden; /* tasks that it shows nothing of, "12,15"; NULL: none */
     bool ignore_interrupt;          /* Ctrl-C is for godwit, which tells criu in its own way */
 };

@@ -18,11 +18,9 @@
  * No library: criu may run under a loader and a libc of its own, so nothing here names a version of
  * a symbol.
  *
- *   GODWIT_SCAN_FILTER_FD    a descriptor that gets two bytes: SCAN_FILTER_STILL when all tasks
- *                            stand still, for criu reads the first one's smaps (criu/cr-dump.c,
- *                            cr_dump_tasks()), and SCAN_FILTER_LESS at the first scan that is
- *                            narrowed.  Nothing is hidden before that has been told.
- *   GODWIT_SCAN_FILTER_HIDE  tasks of which nothing is shown, "12,15"
+ * When criu begins to look at memory all tasks stand still (criu/cr-dump.c, cr_dump_tasks(): smaps
+ * of the first one), and godwit scans them too.  What that says need not be asked of the kernel
+ * once more.  See criu/scan_filter.h for what is said and how.
  */
 #include <fcntl.h>
 #include <stdarg.h>
@@ -30,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -46,7 +45,14 @@ struct pagemap_scan {
 enum {
     SCAN_CHECK_TRACKED = 1 << 1, /* PM_SCAN_CHECK_WPASYNC */
     IS_WRITTEN = 1 << 1,
+    IS_FILE = 1 << 2,
+    IS_PRESENT = 1 << 3,
     IS_SWAPPED = 1 << 4,
+    IS_ZERO = 1 << 5,
+};
+
+struct page_region {
+    uint64_t start, end, categories;
 };
 
 /* Once; whether it has been told. */
@@ -122,6 +128,109 @@ static int is_hidden(int fd)
     return listed && tell(SCAN_FILTER_LESS);
 }
 
+/* ---- what godwit has scanned ---- */
+
+/* Waits for it, once.  NULL: there is none. */
+static const struct scan_filter_table *table(void)
+{
+    static const struct scan_filter_table *mapped;
+    static int looked;
+    const char *fd = getenv("GODWIT_SCAN_FILTER_FD"), *file = getenv("GODWIT_SCAN_FILTER_TABLE");
+    struct scan_filter_table head;
+    char byte;
+    if (looked || !fd || !file)
+        return mapped;
+    looked = 1;
+    /* At the end of file godwit has gone. */
+    if (read(atoi(fd), &byte, 1) != 1 ||
+        syscall(SYS_pread64, atoi(file), &head, sizeof(head), 0) != sizeof(head))
+        return NULL;
+    uint64_t bytes = sizeof(head) + head.tasks * sizeof(struct scan_filter_task) +
+                     head.ranges * sizeof(struct scan_filter_range);
+    long at = syscall(SYS_mmap, 0, bytes, PROT_READ, MAP_PRIVATE, atoi(file), 0);
+    mapped = at > -4096 && at < 0 ? NULL : (const struct scan_filter_table *)at;
+    return mapped;
+}
+
+static const struct scan_filter_task *tasks_of(const struct scan_filter_table *scanned)
+{
+    return (const struct scan_filter_task *)(scanned + 1);
+}
+
+static const struct scan_filter_range *ranges_of(const struct scan_filter_table *scanned)
+{
+    return (const struct scan_filter_range *)(tasks_of(scanned) + scanned->tasks);
+}
+
+/* Index of the first range that ends above an address. */
+static uint64_t range_above(const struct scan_filter_range *ranges, uint64_t count, uint64_t vaddr)
+{
+    uint64_t low = 0, high = count;
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        if (ranges[middle].end <= vaddr)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The task, if all that is asked for has been scanned. */
+static const struct scan_filter_task *find_scanned(const struct scan_filter_table *scanned,
+                                                   long pid, const struct pagemap_scan *ask)
+{
+    const struct scan_filter_range *ranges = ranges_of(scanned);
+    for (uint64_t i = 0; i < scanned->tasks; i++) {
+        const struct scan_filter_task *task = &tasks_of(scanned)[i];
+        const struct scan_filter_range *areas = ranges + task->first_area;
+        if (task->pid != (uint64_t)pid)
+            continue;
+        uint64_t at = range_above(areas, task->areas, ask->start);
+        return at < task->areas && areas[at].start <= ask->start && areas[at].end >= ask->end ? task
+                                                                                              : 0;
+    }
+    return 0;
+}
+
+/* As the kernel would: the number of regions, and where it has got to. */
+static long fill_regions(const struct scan_filter_table *scanned,
+                         const struct scan_filter_task *task, struct pagemap_scan *ask)
+{
+    struct page_region *regions = (struct page_region *)ask->vec;
+    const struct scan_filter_range *runs = ranges_of(scanned) + task->first_run;
+    uint64_t i = range_above(runs, task->runs, ask->start), n = 0;
+    for (; i < task->runs && runs[i].start < ask->end; i++) {
+        if (n == ask->vec_len) {
+            ask->walk_end = regions[n - 1].end;
+            return (long)n;
+        }
+        regions[n++] = (struct page_region){
+            .start = runs[i].start > ask->start ? runs[i].start : ask->start,
+            .end = runs[i].end < ask->end ? runs[i].end : ask->end,
+            .categories = ask->return_mask & IS_PRESENT,
+        };
+    }
+    ask->walk_end = ask->end;
+    return (long)n;
+}
+
+/* Whether criu asks for what godwit has asked for (criu/pagemap-cache.c, pmc_fill()). */
+static int is_known(const struct pagemap_scan *ask)
+{
+    uint64_t never = IS_ZERO | IS_FILE;
+    return ask->mask == never && ask->inverted == never &&
+           ask->anyof_mask == (IS_PRESENT | IS_SWAPPED) && ask->max_pages == 0 && ask->vec_len > 0;
+}
+
+/* -1: the kernel is to be asked. */
+static long answer(int fd, struct pagemap_scan *ask)
+{
+    const struct scan_filter_table *scanned = is_known(ask) ? table() : NULL;
+    const struct scan_filter_task *task = scanned ? find_scanned(scanned, task_of(fd), ask) : NULL;
+    return task && tell(SCAN_FILTER_LESS) ? fill_regions(scanned, task, ask) : -1;
+}
+
 /* ---- what criu asks ---- */
 
 /* Whether this is the scan for pages to dump; criu asks for other things at its start. */
@@ -142,6 +251,9 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
         ask->walk_end = ask->end;
         return 0;
     }
+    long known = for_dump ? answer(fd, ask) : -1;
+    if (known >= 0)
+        return (int)known;
     if (for_dump) {
         struct pagemap_scan narrow = *ask;
         narrow.flags = SCAN_CHECK_TRACKED;

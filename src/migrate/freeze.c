@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -21,14 +22,28 @@
 
 /* ---- the scan filter ---- */
 
-static void filter_said(struct freeze *freeze, char what)
+/* criu waits for it, and scans by itself what is not in it. */
+static void tell_filter(const struct freeze *freeze, int fd, const struct scan_table *table)
 {
+    char byte = 0;
+    /* Half a table is none: it begins with how long it is. */
+    if (scan_table_write(table, freeze->table_fd) < 0)
+        (void)!ftruncate(freeze->table_fd, 0);
+    send(fd, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void filter_said(struct freeze *freeze, int fd, char what)
+{
+    struct scan_table table = {0};
     freeze->narrowed |= what == SCAN_FILTER_LESS;
     if (what != SCAN_FILTER_STILL)
         return;
     if (!freeze->frozen_usec)
         freeze->frozen_usec = now_usec();
-    freeze->ops->frozen(freeze, freeze->user);
+    freeze->ops->frozen(freeze, &table, freeze->user);
+    if (freeze->filter_io)
+        tell_filter(freeze, fd, &table);
+    scan_table_free(&table);
 }
 
 /* All that it has said; false: there will be no more, for criu has ended. */
@@ -36,8 +51,11 @@ static bool hear_filter(struct freeze *freeze, int fd)
 {
     char what;
     ssize_t n;
-    while ((n = read(fd, &what, 1)) == 1)
-        filter_said(freeze, what);
+    while ((n = read(fd, &what, 1)) == 1) {
+        filter_said(freeze, fd, what);
+        if (!freeze->filter_io)
+            return true; /* that was the end of it all */
+    }
     return n < 0;
 }
 
@@ -162,13 +180,16 @@ static int on_watch(sd_event_source *source, uint64_t usec, void *user)
     return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
-/* criu's end of a pipe, or a negative errno. */
+/* criu's end of a socket, or a negative errno. */
 static int freeze_open_filter(struct freeze *freeze)
 {
     int fds[2];
-    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
         return -errno;
-    int r = sd_event_add_io(freeze->event, &freeze->filter_io, fds[0], EPOLLIN, on_filter, freeze);
+    freeze->table_fd = memfd_create("godwit-scan-table", MFD_CLOEXEC);
+    int r = freeze->table_fd < 0 ? -errno : set_nonblocking(fds[0], true);
+    if (r == 0)
+        r = sd_event_add_io(freeze->event, &freeze->filter_io, fds[0], EPOLLIN, on_filter, freeze);
     if (r < 0) {
         close_fd(fds[0]);
         close_fd(fds[1]);
@@ -210,12 +231,13 @@ static int freeze_start_criu(struct freeze *freeze, const struct freeze_request 
     struct error no_filter;
     if (request->narrow && criu_find_scan_filter(filter, sizeof(filter), &no_filter) == 0)
         filter_fd = freeze_open_filter(freeze);
-    int keep[] = {freeze->dump.images_fd, freeze->dump.pages_fd, filter_fd};
+    int keep[] = {freeze->dump.images_fd, freeze->dump.pages_fd, filter_fd, freeze->table_fd};
     struct criu_spawn spawn = {
         .keep = keep,
-        .keep_count = filter_fd >= 0 ? 3 : 2,
+        .keep_count = filter_fd >= 0 ? 4 : 2,
         .scan_filter = filter_fd >= 0 ? filter : NULL,
         .scan_filter_fd = filter_fd,
+        .scan_filter_table = freeze->table_fd,
         .scan_filter_hidden = request->hidden,
         .hook_workdir = request->workdir,
         .hook_token = freeze->token,
@@ -249,6 +271,7 @@ int freeze_begin(struct freeze *freeze, sd_event *event, const struct freeze_req
         .dump = CRIU_DUMP_CLOSED,
         .criu_pidfd = -EBADF,
         .hook_fd = -EBADF,
+        .table_fd = -EBADF,
     };
     char hook[4096];
     if (criu_find_hook(hook, sizeof(hook), err) < 0)
@@ -289,6 +312,7 @@ void freeze_close(struct freeze *freeze)
     freeze->watch = sd_event_source_disable_unref(freeze->watch);
     freeze->criu_io = sd_event_source_disable_unref(freeze->criu_io);
     freeze->filter_io = sd_event_source_disable_unref(freeze->filter_io);
+    freeze->table_fd = close_fd(freeze->table_fd);
     if (freeze->listener)
         unlink(freeze->socket_path);
     freeze->listener = sd_event_source_disable_unref(freeze->listener);

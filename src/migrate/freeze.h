@@ -12,14 +12,15 @@
 #include <systemd/sd-event.h>
 
 #include "criu/dump.h"
+#include "migrate/scan_table.h"
 #include "task/task.h"
 
 struct freeze;
 
 struct freeze_ops {
-    /* All tasks stand still, and criu begins to look at their memory.  Not called without the scan
-     * filter. */
-    void (*frozen)(struct freeze *freeze, void *user);
+    /* All tasks stand still, and criu begins to look at their memory; what it need not scan itself
+     * may be added to the table.  Not called without the scan filter. */
+    void (*frozen)(struct freeze *freeze, struct scan_table *table, void *user);
     /* Everything is written, the tasks stand still, the hook waits. */
     void (*held)(struct freeze *freeze, void *user);
     /* The hook has gone before it was answered: criu lets the tasks run on. */
@@ -48,6 +49,7 @@ struct freeze {
     int hook_fd; /* that waits for an answer; -EBADF: none */
     pid_t hook_pid;
     sd_event_source *criu_io, *listener, *hook_io, *watch, *filter_io;
+    int table_fd; /* what the scan filter is told; -EBADF: there is none */
 };
 
 struct freeze_request {

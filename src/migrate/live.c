@@ -140,12 +140,12 @@ void live_begin(struct godwit_migration *m)
         migration_happens(m, EVENT_CANCEL, &err);
 }
 
-int live_list(struct godwit_migration *m, struct error *err)
+int live_list(struct godwit_migration *m, struct scan_table *table, struct error *err)
 {
     if (!m->rounds || m->listed || (m->state == SOURCE_DUMPING && rounds_hides(m->rounds)))
         return 0;
     m->listed = true;
-    return rounds_list(m->rounds, err);
+    return rounds_list(m->rounds, table, err);
 }
 
 void live_check_dump(struct godwit_migration *m)

@@ -247,7 +247,7 @@ static void offer(struct godwit_migration *m)
     }
 }
 
-static void on_frozen(struct freeze *freeze, void *user);
+static void on_frozen(struct freeze *freeze, struct scan_table *table, void *user);
 static void on_held(struct freeze *freeze, void *user);
 static void on_hook_lost(struct freeze *freeze, void *user);
 static void on_criu_ended(struct freeze *freeze, void *user);
@@ -293,7 +293,7 @@ static int send_rest(struct godwit_migration *m, struct error *err)
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "criu's images");
     live_check_dump(m);
-    if (live_list(m, err) < 0)
+    if (live_list(m, NULL, err) < 0)
         return -1;
     if (m->rounds && m->flags & GODWIT_VERIFY)
         rounds_verify(m->rounds);
@@ -382,12 +382,12 @@ static void happens_text(struct godwit_migration *m, enum source_event event, en
 /* ---- criu ---- */
 
 /* What exists is looked for beside criu, on another CPU. */
-static void on_frozen(struct freeze *freeze, void *user)
+static void on_frozen(struct freeze *freeze, struct scan_table *table, void *user)
 {
     (void)freeze;
     struct godwit_migration *m = user;
     struct error err;
-    if (m->state == SOURCE_DUMPING && live_list(m, &err) < 0)
+    if (m->state == SOURCE_DUMPING && live_list(m, table, &err) < 0)
         migration_happens(m, EVENT_CANCEL, &err);
 }
 

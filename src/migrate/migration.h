@@ -86,10 +86,10 @@ void migration_enter(struct godwit_migration *m, enum source_state state);
 void migration_tick(struct godwit_migration *m);
 void migration_cancel(struct godwit_migration *m);
 
-/* Copies while the process runs, until EVENT_COPIED; and when it stands still, tells what exists.
- */
+/* Copies while the process runs, until EVENT_COPIED; and when it stands still, tells what exists:
+ * the destination, and in *table (which may be NULL) criu. */
 void live_begin(struct godwit_migration *m);
-int live_list(struct godwit_migration *m, struct error *err);
+int live_list(struct godwit_migration *m, struct scan_table *table, struct error *err);
 
 /* criu has dumped: warns if it has dumped what had been copied. */
 void live_check_dump(struct godwit_migration *m);

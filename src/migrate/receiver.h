@@ -32,7 +32,8 @@ struct receiver_ops {
 };
 
 /* Answers a FRAME_SNAPSHOT_BEGIN.  A snapshot that cannot be is refused at once and the receiver
- * then only swallows what is on its way.  NULL with *err set: the link goes down. */
+ * then only swallows what is on its way.  The link outlives it.  NULL with *err set: the link goes
+ * down. */
 struct receiver *receiver_new(struct store *store, struct link *link, const char *host,
                               const struct frame *frame, const uint8_t *payload,
                               const struct receiver_ops *ops, void *user, struct error *err);

@@ -742,9 +742,13 @@ static bool verify_some(struct part *part, struct link_batch *batch)
     return false;
 }
 
-static int task_list(struct round_task *task)
+static int task_list(struct round_task *task, struct scan_table *table)
 {
-    int r = follower_list(&task->follower, &task->list, &task->runs);
+    struct tracked_areas tracked = {0};
+    int r = follower_list(&task->follower, &task->list, &task->runs, &tracked);
+    if (r == 0 && table)
+        r = scan_table_add(table, task->pid, &tracked);
+    tracked_areas_free(&tracked);
     return r < 0 ? r : task_take_missed(task);
 }
 
@@ -775,7 +779,8 @@ static int check_hidden(const struct round_task *task, struct error *err)
  * A task that has ended, or has another memory than in the last round, has an empty list: what
  * exists of it is what criu sends.
  */
-static int list_task(struct rounds *rounds, struct round_task *task, struct error *err)
+static int list_task(struct rounds *rounds, struct round_task *task, struct scan_table *table,
+                     struct error *err)
 {
     struct space *space =
         sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, task->hidden);
@@ -787,7 +792,7 @@ static int list_task(struct rounds *rounds, struct round_task *task, struct erro
     space->keep_criu = rounds->will_verify;
     if (check_hidden(task, err) < 0)
         return -1;
-    int r = is_followed(task) ? task_list(task) : 0;
+    int r = is_followed(task) ? task_list(task, table) : 0;
     if (r == -ESRCH)
         task_let_go(task);
     else if (r < 0)
@@ -795,10 +800,10 @@ static int list_task(struct rounds *rounds, struct round_task *task, struct erro
     return 0;
 }
 
-int rounds_list(struct rounds *rounds, struct error *err)
+int rounds_list(struct rounds *rounds, struct scan_table *table, struct error *err)
 {
     for (size_t i = 0; i < rounds->count; i++) {
-        if (list_task(rounds, rounds->tasks[i], err) < 0)
+        if (list_task(rounds, rounds->tasks[i], table, err) < 0)
             return -1;
     }
     rounds->current = 0;

@@ -16,6 +16,7 @@
  *
  * On the loop's thread; over() is called from the loop.
  */
+#include "migrate/scan_table.h"
 #include "migrate/sender.h"
 #include "task/follow.h"
 
@@ -67,8 +68,9 @@ char *rounds_hide(struct rounds *rounds);
  * there is code of criu's own in them. */
 bool rounds_hides(const struct rounds *rounds);
 
-/* The tasks stand still: sends which pages exist.  Before sender_finish().  0, or -1 with *err. */
-int rounds_list(struct rounds *rounds, struct error *err);
+/* The tasks stand still: sends which pages exist, and adds what criu need not scan to *table (NULL:
+ * it has done so).  Before sender_finish().  0, or -1 with *err. */
+int rounds_list(struct rounds *rounds, struct scan_table *table, struct error *err);
 
 /* Behind that, and when criu has sent its pages: sends digests of all that exist, to be compared.
  */

@@ -14,7 +14,8 @@ struct follow_way {
                        struct page_runs *runs); /* NULL: no need */
     bool (*wants)(struct follower *follower, uint64_t vaddr, bool anonymous,
                   const void *page); /* NULL: all */
-    int (*list)(struct follower *follower, struct page_runs *list, struct page_runs *runs);
+    int (*list)(struct follower *follower, struct page_runs *list, struct page_runs *runs,
+                struct tracked_areas *tracked);
 };
 
 enum { SCAN_TRIES = 100 };
@@ -109,6 +110,21 @@ static int look_list(void *with, const struct memory_area *area, struct page_run
     return tracker_list(with, area, runs);
 }
 
+struct list_with {
+    struct tracker *tracker;
+    struct tracked_areas *tracked;
+};
+
+static int look_list_written(void *user, const struct memory_area *area, struct page_runs *runs)
+{
+    const struct list_with *with = user;
+    int r = tracker_list_written(with->tracker, area, runs, &with->tracked->written);
+    if (r == -EPERM)
+        return tracker_list(with->tracker, area, runs);
+    uint64_t pages = (area->end - area->start) / PAGE_BYTES;
+    return r < 0 ? r : page_runs_add(&with->tracked->areas, area->start, pages, true);
+}
+
 static int look_list_tracked(void *with, const struct memory_area *area, struct page_runs *runs)
 {
     return tracker_list_tracked(with, area, runs);
@@ -148,11 +164,14 @@ static int uffd_scan_missed(struct follower *follower, struct page_runs *missed,
  * Pages of private mappings of files are criu's, but for what has been registered because it was
  * something else a moment before: criu is not shown that, so it is read now.
  */
-static int uffd_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+static int uffd_list(struct follower *follower, struct page_runs *list, struct page_runs *runs,
+                     struct tracked_areas *tracked)
 {
     struct tracker *tracker = &follower->tracker;
+    struct list_with with = {.tracker = tracker, .tracked = tracked};
     page_runs_free(runs);
-    int r = look_at_areas(follower->pid, AREAS_ANONYMOUS, look_list, tracker, list);
+    int r = look_at_areas(follower->pid, AREAS_ANONYMOUS, look_list_written, &with, list);
+    page_runs_sort(&tracked->written); /* a scan that was interrupted has told some twice */
     if (r == 0)
         r = look_at_areas(follower->pid, AREAS_OF_FILES, look_list_tracked, tracker, runs);
     return r < 0 ? r : add_all(list, runs);
@@ -257,8 +276,10 @@ static int dirty_scan_missed(struct follower *follower, struct page_runs *missed
     return r;
 }
 
-static int dirty_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+static int dirty_list(struct follower *follower, struct page_runs *list, struct page_runs *runs,
+                      struct tracked_areas *tracked)
 {
+    (void)tracked; /* criu is shown nothing */
     page_runs_free(runs);
     int r = list_all(follower->pid, list);
     return r < 0 ? r : list_dirty(follower->pid, runs);
@@ -288,8 +309,10 @@ static bool compare_wants(struct follower *follower, uint64_t vaddr, bool anonym
     return page_hashes_note(&follower->hashes, vaddr, anonymous, page);
 }
 
-static int compare_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+static int compare_list(struct follower *follower, struct page_runs *list, struct page_runs *runs,
+                        struct tracked_areas *tracked)
 {
+    (void)tracked; /* criu is shown nothing */
     page_runs_free(runs);
     int r = list_all(follower->pid, list);
     return r < 0 ? r : add_all(runs, list);
@@ -372,9 +395,16 @@ bool follower_wants(struct follower *follower, uint64_t vaddr, bool anonymous, c
     return !follower->way->wants || follower->way->wants(follower, vaddr, anonymous, page);
 }
 
-int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs)
+int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs,
+                  struct tracked_areas *tracked)
 {
-    return follower->way->list(follower, list, runs);
+    return follower->way->list(follower, list, runs, tracked);
+}
+
+void tracked_areas_free(struct tracked_areas *tracked)
+{
+    page_runs_free(&tracked->areas);
+    page_runs_free(&tracked->written);
 }
 
 int follower_divide(const struct follower *follower, const struct follower *other,

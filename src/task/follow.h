@@ -73,6 +73,18 @@ int follower_divide(const struct follower *follower, const struct follower *othe
 /* Whether this page, which has just been read, has to be sent; it counts as sent from now on. */
 bool follower_wants(struct follower *follower, uint64_t vaddr, bool anonymous, const void *page);
 
-/* The process stands still: what exists that was sent, or will be, through this follower, is added
- * to *list; and *runs becomes what is to be read now.  0 or a negative errno. */
-int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs);
+/* Areas of which all is tracked by uffd-wp, ascending; and what has been written in them since the
+ * last scan. */
+struct tracked_areas {
+    struct page_runs areas, written;
+};
+
+void tracked_areas_free(struct tracked_areas *tracked);
+
+/*
+ * The process stands still: what exists that was sent, or will be, through this follower, is added
+ * to *list; and *runs becomes what is to be read now.  What criu finds written in it, in
+ * so far as that is known now, is added to *tracked.  0 or a negative errno.
+ */
+int follower_list(struct follower *follower, struct page_runs *list, struct page_runs *runs,
+                  struct tracked_areas *tracked);

@@ -50,8 +50,16 @@ static bool knows(const struct page_table *table, uint64_t category)
     return ioctl(table->fd, SCAN, &ask) >= 0;
 }
 
-int page_table_scan(struct page_table *table, const struct memory_area *area, uint64_t flags,
-                    uint64_t wanted, struct page_runs *runs)
+static int add_region(struct page_runs *runs, const struct page_region *region,
+                      const struct memory_area *area)
+{
+    return page_runs_add(runs, region->start, (region->end - region->start) / PAGE_BYTES,
+                         area->anonymous);
+}
+
+/* written: NULL, or gets those that are. */
+static int scan_area(struct page_table *table, const struct memory_area *area, uint64_t flags,
+                     uint64_t wanted, struct page_runs *runs, struct page_runs *written)
 {
     struct pagemap_scan ask = {
         .size = sizeof(ask),
@@ -63,7 +71,7 @@ int page_table_scan(struct page_table *table, const struct memory_area *area, ui
         .inverted = table->never,
         .mask = table->never | wanted,
         .anyof_mask = PAGE_PRESENT | PAGE_SWAPPED,
-        .return_mask = PAGE_PRESENT,
+        .return_mask = written ? PAGE_WRITTEN : PAGE_PRESENT,
     };
     while (ask.start < area->end) {
         int n = ioctl(table->fd, SCAN, &ask);
@@ -71,13 +79,27 @@ int page_table_scan(struct page_table *table, const struct memory_area *area, ui
             return errno == EINTR ? -EAGAIN : -errno;
         for (int i = 0; i < n; i++) {
             const struct page_region *region = &table->regions[i];
-            if (page_runs_add(runs, region->start, (region->end - region->start) / PAGE_BYTES,
-                              area->anonymous) < 0)
-                return -ENOMEM;
+            int r = add_region(runs, region, area);
+            if (r == 0 && written && region->categories & PAGE_WRITTEN)
+                r = add_region(written, region, area);
+            if (r < 0)
+                return r;
         }
         ask.start = ask.walk_end;
     }
     return 0;
+}
+
+int page_table_scan(struct page_table *table, const struct memory_area *area, uint64_t flags,
+                    uint64_t wanted, struct page_runs *runs)
+{
+    return scan_area(table, area, flags, wanted, runs, NULL);
+}
+
+int page_table_scan_tracked(struct page_table *table, const struct memory_area *area,
+                            struct page_runs *runs, struct page_runs *written)
+{
+    return scan_area(table, area, SCAN_CHECK_TRACKED, 0, runs, written);
 }
 
 /* ---- reading ---- */

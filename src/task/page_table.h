@@ -49,6 +49,11 @@ void page_table_close(struct page_table *table); /* also one that is closed */
 int page_table_scan(struct page_table *table, const struct memory_area *area, uint64_t flags,
                     uint64_t wanted, struct page_runs *runs);
 
+/* Adds the pages of an area that exist, and to *written those of them that are PAGE_WRITTEN.
+ * -EPERM: not all of it is tracked, and some may have been added. */
+int page_table_scan_tracked(struct page_table *table, const struct memory_area *area,
+                            struct page_runs *runs, struct page_runs *written);
+
 /* Adds all pages of an area that exist, by whatever works.  0 or a negative errno. */
 int page_table_list(struct page_table *table, const struct memory_area *area,
                     struct page_runs *runs);

@@ -124,6 +124,13 @@ int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct
     return scan(tracker, area, 0, 0, runs);
 }
 
+int tracker_list_written(struct tracker *tracker, const struct memory_area *area,
+                         struct page_runs *runs, struct page_runs *written)
+{
+    int r = page_table_scan_tracked(&tracker->table, area, runs, written);
+    return r < 0 ? r : check_alive(tracker);
+}
+
 int tracker_list(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)
 {
     return scan(tracker, area, 0, 0, runs);

@@ -53,6 +53,11 @@ int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct
 /* Adds all pages of an area that criu would dump: they exist, and are no longer those of a file. */
 int tracker_list(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs);
 
+/* The same of an area of which all is tracked (-EPERM: it is not; some may have been added), and
+ * what of it has been written since the last scan. */
+int tracker_list_written(struct tracker *tracker, const struct memory_area *area,
+                         struct page_runs *runs, struct page_runs *written);
+
 /* The same, but only where it is tracked: an area may have become another than it was when it was
  * scanned. */
 int tracker_list_tracked(struct tracker *tracker, const struct memory_area *area,

@@ -114,8 +114,9 @@ static void must_send(const char *pages)
 static void must_list(const char *exist, const char *send)
 {
     struct page_runs list = {0}, runs = {0};
+    struct tracked_areas tracked = {0};
     char text[512] = "";
-    assert_int_equal(follower_list(&follower, &list, &runs), 0);
+    assert_int_equal(follower_list(&follower, &list, &runs, &tracked), 0);
     for (size_t i = 0; i < list.count; i++) {
         for (uint64_t k = 0; k < list.list[i].pages; k++)
             tell_page(text, sizeof(text), list.list[i].start + k * PAGE_BYTES);
@@ -124,6 +125,7 @@ static void must_list(const char *exist, const char *send)
     assert_string_equal(read_all(&runs), send);
     page_runs_free(&list);
     page_runs_free(&runs);
+    tracked_areas_free(&tracked);
 }
 
 /* ---- compared ---- */
@@ -274,12 +276,14 @@ static void another_program(void **state)
     } while (strcmp(name, "sleep") != 0);
     usleep(100000);
     struct page_runs list = {0}, runs = {0};
-    assert_int_equal(follower_list(&follower, &list, &runs), 0);
+    struct tracked_areas tracked = {0};
+    assert_int_equal(follower_list(&follower, &list, &runs, &tracked), 0);
     assert_true(list.pages > 10);
     assert_int_equal(list.pages, runs.pages);
     must_list("", "");
     page_runs_free(&list);
     page_runs_free(&runs);
+    tracked_areas_free(&tracked);
     kill(servant.pid, SIGKILL);
     waitpid(servant.pid, NULL, 0);
     assert_int_equal(follower_scan(&follower, &runs), -ESRCH);

@@ -331,12 +331,17 @@ static bool rig_failed(void *user)
     return sender_state(rig->sender) == SENDER_FAILED;
 }
 
+static void rig_free_receivers(struct rig *rig)
+{
+    for (unsigned i = 0; i < RECEIVERS; i++)
+        receiver_free(TAKE_PTR(rig->receivers[i]));
+}
+
 /* All budgets are back at zero when the snapshots are gone. */
 static void rig_free(struct rig *rig)
 {
     sender_free(rig->sender);
-    for (unsigned i = 0; i < RECEIVERS; i++)
-        receiver_free(rig->receivers[i]);
+    rig_free_receivers(rig);
     link_free(rig->proxy);
     link_free(rig->cache);
     close_fd(rig->relay[0]);
@@ -1178,6 +1183,7 @@ static void link_breaks_at_the_source(void **state)
     int fd = open_image(rig, "core-1.img");
     assert_int_equal(write_all(fd, "core", 4), 0);
     settle(rig->event);
+    rig_free_receivers(rig);
     rig->cache = link_free(rig->cache);
     run_until(rig->event, rig_failed, rig, 3000);
     assert_int_equal(sender_error(rig->sender)->code, FAILURE_PEER);
