@@ -56,7 +56,7 @@ struct godwit_error {
 
 enum godwit_flags {
     GODWIT_DRY_RUN = 1,  /* end after pre-flight */
-    GODWIT_INSECURE = 2, /* allow a TCP target beyond this host: nothing is encrypted */
+    GODWIT_INSECURE = 2, /* plain text to a TCP target beyond this host: nothing is encrypted */
 
     /* For godwit_migration_resume(): an operator's word where the journal does not say enough. */
     GODWIT_KEEP_HERE = 4, /* the process runs on here, the other host's copy is void */
@@ -97,6 +97,11 @@ struct godwit_options {
     uint32_t tracker;       /* enum godwit_tracker */
     unsigned streams; /* connections that carry its memory, the link itself among them, at most 16;
                        * 0: 1.  Where one is slower than the way (its window, a carrier's CPU). */
+    /* Credentials for a TCP target, files as in godwit-keygen(1): certificates, or a key that both
+     * hosts have.  NULL: those in /etc/godwit/tls.  When one is named, TLS is used on loopback
+     * too. */
+    const char *tls_cacert, *tls_cacrl, *tls_cert, *tls_key;
+    const char *psk_file;
 };
 
 enum godwit_event_type {

@@ -23,6 +23,8 @@ const struct command commands[] = {
     {"status", "Shows what the daemons of a work-dir hold and do", "", status_options,
      command_status},
     {"forget", "Removes a snapshot from the image-cache", "ID", forget_options, command_forget},
+    {"keygen", "Makes certificates or a key for links between hosts", "DIR HOST[,NAME...]...",
+     keygen_options, command_keygen},
     {"completion", "Prints the completion script for bash", "", NULL, command_completion},
     {0},
 };

@@ -4,7 +4,8 @@
 #include "cli/options.h"
 
 extern const struct option_row cache_options[], proxy_options[], dump_options[], restore_options[],
-    status_options[], forget_options[], migrate_options[], check_options[], resolve_options[];
+    status_options[], forget_options[], migrate_options[], check_options[], resolve_options[],
+    keygen_options[];
 
 /* Shows the migrations in a store that are not settled, whether an image-cache works there or not;
  * how many.  For resolve. */
@@ -19,4 +20,5 @@ int command_forget(int argc, char **argv);
 int command_migrate(int argc, char **argv);
 int command_check(int argc, char **argv);
 int command_resolve(int argc, char **argv);
+int command_keygen(int argc, char **argv);
 int command_completion(int argc, char **argv);

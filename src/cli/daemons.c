@@ -33,7 +33,7 @@ struct values {
          "its port (default: " DAEMON_DEFAULT_PORT ")"},                                           \
         {0,           "insecure",                                                                  \
          OPTION_FLAG, AT(options.insecure),                                                        \
-         NULL,        "allow addresses beyond this host: nothing is encrypted"},                   \
+         NULL,        "plain text beyond this host: nothing is encrypted"},                        \
         {'W',           "work-dir",                                                                \
          OPTION_STRING, AT(options.workdir),                                                       \
          "DIR",         "sockets and state (default: " DAEMON_DEFAULT_WORKDIR ")"},                \
@@ -62,6 +62,7 @@ struct values {
          AT(options.silence_usec),                                                                 \
          "SECONDS",                                                                                \
          "silence after which the peer is dead (default: 10)"},                                    \
+        CREDENTIAL_ROWS(options.credentials),                                                      \
         {'v', "verbose", OPTION_COUNT, AT(verbose), NULL, "log more"},
 
 const struct option_row cache_options[] = {
@@ -118,6 +119,9 @@ static int run_daemon(const char *name, int argc, char **argv,
         r = error_set(&err, FAILURE_USAGE, "%s: no argument is expected", *rest ? *rest : "--");
     if (r == 0 && options->silence_usec < 100 * USEC_PER_MSEC)
         r = error_set(&err, FAILURE_USAGE, "--timeout: at least 0.1 s");
+    if (r == 0 && options->ps_socket >= 0 && credential_files_named(&options->credentials))
+        r = error_set(&err, FAILURE_USAGE,
+                      "--ps-socket is used as it is: leave out --tls-* and --psk-file");
     options->log_level = values.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
     if (options->daemonize.background && !options->daemonize.log) {
         snprintf(log, sizeof(log), "%s.log", name);

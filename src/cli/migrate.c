@@ -16,6 +16,7 @@ struct values {
     uint64_t pid, timeout_usec, downtime_msec, max_rounds, max_time_usec, bandwidth, streams;
     bool dry_run, json, insecure, stop_and_copy, eager, strict, verify, no_scan_filter;
     const char *workdir, *criu, *progress, *tracker;
+    struct credential_files credentials;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -34,7 +35,8 @@ struct values {
          "silence after which the other host is dead (default: 10)"},                              \
         {0,           "insecure",                                                                  \
          OPTION_FLAG, AT(insecure),                                                                \
-         NULL,        "allow TCP beyond this host: nothing is encrypted"},                         \
+         NULL,        "plain text beyond this host: nothing is encrypted"},                        \
+        CREDENTIAL_ROWS(credentials),                                                              \
     {                                                                                              \
         0, "json", OPTION_FLAG, AT(json), NULL, "one JSON object per line"                         \
     }
@@ -270,6 +272,11 @@ static int run_migration(struct run *run, char **passed, uint32_t flags, struct 
         .bytes_per_sec = values->bandwidth,
         .tracker = run->tracker,
         .streams = (unsigned)values->streams,
+        .tls_cacert = values->credentials.cacert,
+        .tls_cacrl = values->credentials.cacrl,
+        .tls_cert = values->credentials.cert,
+        .tls_key = values->credentials.key,
+        .psk_file = values->credentials.psk,
         .flags = flags | (values->insecure ? GODWIT_INSECURE : 0) |
                  (values->stop_and_copy ? GODWIT_STOP_AND_COPY : 0) |
                  (values->eager ? GODWIT_EAGER : 0) | (values->verify ? GODWIT_VERIFY : 0) |

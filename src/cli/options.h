@@ -25,6 +25,27 @@ struct option_row {
     const char *help;
 };
 
+/* Rows for struct credential_files, whose members are at AT(files.cacert) and so on. */
+#define CREDENTIAL_ROWS(files)                                                                     \
+    {0,                                                                                            \
+     "tls-cacert",                                                                                 \
+     OPTION_STRING,                                                                                \
+     AT(files.cacert),                                                                             \
+     "FILE",                                                                                       \
+     "authority that has signed the other host's certificate (default: in /etc/godwit/tls)"},      \
+        {0,                                                                                        \
+         "tls-cacrl",                                                                              \
+         OPTION_STRING,                                                                            \
+         AT(files.cacrl),                                                                          \
+         "FILE",                                                                                   \
+         "certificates that it has revoked"},                                                      \
+        {0, "tls-cert", OPTION_STRING, AT(files.cert), "FILE", "certificate of this host"},        \
+        {0, "tls-key", OPTION_STRING, AT(files.key), "FILE", "its private key"},                   \
+    {                                                                                              \
+        0, "psk-file", OPTION_STRING, AT(files.psk), "FILE",                                       \
+            "instead of certificates: a key that both hosts have"                                  \
+    }
+
 struct command {
     const char *name;
     const char *summary;

@@ -16,6 +16,7 @@ struct values {
     const char *workdir;
     bool resume, kill;
     uint64_t timeout_usec;
+    struct credential_files credentials;
 };
 
 #define AT(field) offsetof(struct values, field)
@@ -27,6 +28,7 @@ const struct option_row resolve_options[] = {
     {0, "kill", OPTION_FLAG, AT(kill), NULL, "this host's copy of the process is to end"},
     {0, "timeout", OPTION_SECONDS, AT(timeout_usec), "SECONDS",
      "silence after which the other host is dead (default: 10)"},
+    CREDENTIAL_ROWS(credentials),
     {0},
 };
 
@@ -69,6 +71,11 @@ static int resolve_source(const struct values *values, int workdir, const char *
         .size = sizeof(options),
         .workdir = values->workdir,
         .timeout_usec = values->timeout_usec,
+        .tls_cacert = values->credentials.cacert,
+        .tls_cacrl = values->credentials.cacrl,
+        .tls_cert = values->credentials.cert,
+        .tls_key = values->credentials.key,
+        .psk_file = values->credentials.psk,
         .flags = (values->resume ? GODWIT_KEEP_HERE : 0) | (values->kill ? GODWIT_END_HERE : 0),
     };
     struct godwit_migration *migration;

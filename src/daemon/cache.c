@@ -12,6 +12,7 @@
 #include "criu/process.h"
 #include "migrate/preflight.h"
 #include "migrate/receiver.h"
+#include "wire/tcp.h"
 
 #define SERVE_SOCKET "streamer-serve.sock"
 
@@ -522,10 +523,13 @@ static int on_bulk_landed(struct link *link, const struct frame *frame, uint32_t
 
 static void on_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
 {
-    (void)link;
     struct peer *peer = user;
+    const struct transport *transport = link_transport(link);
+    const struct logger *log = &peer->cache->daemon.log;
+    if (transport->exposed)
+        log_error(log, "the link from %s is neither encrypted nor authenticated", peer->host);
     snprintf(peer->host, sizeof(peer->host), "%s", hello->hostname);
-    log_info(&peer->cache->daemon.log, "linked to host %s (%.64s)", peer->host, hello->software);
+    log_info(log, "linked to host %s (%.64s, %s)", peer->host, hello->software, transport->kind);
 }
 
 /* What the link's other end has not told of is in doubt from now on. */
@@ -596,20 +600,19 @@ static const struct link_ops link_ops = {
     .down = on_down,
 };
 
-static int cache_take_socket(struct cache *cache, int fd)
+/* A link on it, which is taken over (NULL: there was no memory for it). */
+static int cache_take(struct cache *cache, struct transport *transport)
 {
-    if (cache->peer_count == PEERS_MAX) {
-        close_fd(fd);
-        return -EUSERS;
-    }
-    struct peer *peer = calloc(1, sizeof(*peer));
+    bool full = cache->peer_count == PEERS_MAX;
+    struct peer *peer = full || !transport ? NULL : calloc(1, sizeof(*peer));
     if (!peer) {
-        close_fd(fd);
-        return -ENOMEM;
+        transport_free(transport);
+        return full ? -EUSERS : -ENOMEM;
     }
     peer->cache = cache;
-    peer->link =
-        link_new(cache->daemon.event, fd, cache->daemon.options->silence_usec, &link_ops, peer);
+    tcp_peer_name(transport->fd, peer->host); /* until it says its own */
+    peer->link = link_new_on(cache->daemon.event, transport, cache->daemon.options->silence_usec,
+                             &link_ops, peer);
     if (!peer->link) {
         int r = -errno;
         peer_free(peer);
@@ -629,7 +632,7 @@ static int on_connection(sd_event_source *source, int fd, uint32_t events, void 
     int accepted = daemon_accept(fd);
     if (accepted < 0)
         return 0;
-    int r = cache_take_socket(cache, accepted);
+    int r = cache_take(cache, tcp_transport(accepted, &cache->daemon.protection, NULL));
     if (r < 0)
         log_error(&cache->daemon.log, "a connection is turned away: %s", strerror(-r));
     return 0;
@@ -729,7 +732,7 @@ static void cache_attach(struct cache *cache, struct client *client, struct loca
     int fd = TAKE_FD(packet->fds[0]);
     int r = fd < 0 ? -EBADF : set_nonblocking(fd, true);
     if (r >= 0)
-        r = cache_take_socket(cache, fd);
+        r = cache_take(cache, transport_plain(fd));
     struct error err;
     if (r < 0) {
         error_set_errno(&err, FAILURE_SYSTEM, r, "the connection");
@@ -822,6 +825,8 @@ static int cache_listen(struct cache *cache, struct error *err)
     struct target target = daemon_target(options);
     int fds[TCP_LISTENERS_MAX];
     int count = sd_listen_fds(1);
+    if ((count > 0 || target.kind == TARGET_TCP) && daemon_protect(&cache->daemon, err) < 0)
+        return -1;
     if (count > 0) {
         /* systemd has opened the sockets: who may reach them is its unit's matter. */
         count = MIN(count, TCP_LISTENERS_MAX);
@@ -836,7 +841,7 @@ static int cache_listen(struct cache *cache, struct error *err)
                                    options->address);
         count = 1;
     } else {
-        count = tcp_listen(options->address, options->port, options->insecure, fds, err);
+        count = tcp_listen(options->address, options->port, &cache->daemon.protection, fds, err);
     }
     int r = 0;
     for (int i = 0; i < count; i++) {
@@ -893,7 +898,7 @@ static int cache_open(struct cache *cache, const struct daemon_options *options,
         return 0;
     if (options->ps_socket < 0)
         return cache_listen(cache, err);
-    r = cache_take_socket(cache, options->ps_socket);
+    r = cache_take(cache, transport_plain(options->ps_socket));
     return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "--ps-socket %d", options->ps_socket)
                  : 0;
 }

@@ -244,6 +244,15 @@ int daemon_open(struct daemon *daemon, const struct daemon_options *options, con
     return 0;
 }
 
+int daemon_protect(struct daemon *daemon, struct error *err)
+{
+    const struct daemon_options *options = daemon->options;
+    if (options->insecure)
+        log_error(&daemon->log, "--insecure: what goes beyond this host is neither encrypted nor "
+                                "authenticated; " CREDENTIALS_ADVICE);
+    return protection_open(&daemon->protection, &options->credentials, options->insecure, err);
+}
+
 int daemon_run(struct daemon *daemon, struct error *err)
 {
     /* The options are the caller's; becoming ready changes only the daemonize part of a copy. */
@@ -273,6 +282,7 @@ void daemon_close(struct daemon *daemon)
         sd_event_source_disable_unref(daemon->signals[i]);
     sd_event_source_disable_unref(daemon->ticker);
     sd_event_unref(daemon->event);
+    protection_close(&daemon->protection);
     close_fd(daemon->lock);
     close_fd(daemon->workdir);
     free(daemon->workdir_path);

@@ -23,6 +23,7 @@ struct daemon_options {
     const char *workdir;
     int ps_socket; /* a connected socket instead of address and port; -EBADF: none */
     bool insecure;
+    struct credential_files credentials;
     bool once;
     bool accept;           /* cache: start restores when a migration asks */
     bool on_demand;        /* cache: started for one that asks by LOCAL_ATTACH; listens nowhere */
@@ -66,6 +67,7 @@ struct daemon {
     int lock;
     sd_event_source *listener, *signals[3], *ticker;
     struct client *clients;
+    struct protection protection;
     const struct daemon_ops *ops;
     void *user; /* struct proxy or struct cache */
 };
@@ -77,6 +79,10 @@ struct daemon {
 int daemon_open(struct daemon *daemon, const struct daemon_options *options, const char *name,
                 const char *socket_name, const struct daemon_ops *ops, void *user,
                 struct error *err);
+
+/* Reads the credentials, for links by TCP, and says so if nothing is to protect them.  0, or -1
+ * with *err set. */
+int daemon_protect(struct daemon *daemon, struct error *err);
 
 /* Tells that it is ready and serves until daemon_exit() or SIGTERM or SIGINT.  Exit status. */
 int daemon_run(struct daemon *daemon, struct error *err);

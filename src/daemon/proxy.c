@@ -86,11 +86,14 @@ static void proxy_redial(struct proxy *proxy, const struct error *err);
 
 static void on_link_up(struct link *link, const Godwit__Pb__Hello *hello, void *user)
 {
-    (void)link;
     struct proxy *proxy = user;
     proxy->link_up = true;
-    log_info(&proxy->daemon.log, "linked to image-cache on %.64s (%.64s)", hello->hostname,
-             hello->software);
+    const struct transport *transport = link_transport(link);
+    log_info(&proxy->daemon.log, "linked to image-cache on %.64s (%.64s, %s)", hello->hostname,
+             hello->software, transport->kind);
+    if (transport->exposed)
+        log_error(&proxy->daemon.log,
+                  "--insecure: the link is neither encrypted nor authenticated");
     for (const struct verdict *verdict = proxy->verdicts; verdict; verdict = verdict->next)
         proxy_send_verdict(proxy, verdict);
     for (struct dump *dump = proxy->dumps; dump; dump = dump_next(dump))
@@ -135,8 +138,9 @@ static void on_link_down(struct link *link, const struct error *err, void *user)
     if (reason.code == FAILURE_NONE)
         error_set(&reason, FAILURE_PEER, "the image-cache ended");
     error_prefix(&reason, "link to image-cache %s", proxy->peer);
-    log_error(&proxy->daemon.log, "%s", reason.text);
     bool was_up = proxy->link_up;
+    if (was_up)
+        log_error(&proxy->daemon.log, "%s", reason.text);
     proxy->link_up = false;
     for (struct dump *dump = proxy->dumps, *next; dump; dump = next) {
         next = dump_next(dump);
@@ -154,20 +158,20 @@ static const struct link_ops link_ops = {
     .down = on_link_down,
 };
 
-static int proxy_take_socket(struct proxy *proxy, int fd)
+static int proxy_take(struct proxy *proxy, struct transport *transport)
 {
-    proxy->link =
-        link_new(proxy->daemon.event, fd, proxy->daemon.options->silence_usec, &link_ops, proxy);
+    proxy->link = link_new_on(proxy->daemon.event, transport, proxy->daemon.options->silence_usec,
+                              &link_ops, proxy);
     return proxy->link ? 0 : -errno;
 }
 
 /* ---- dialling ---- */
 
-static void on_dialled(struct dial *dial, int fd, void *user)
+static void on_dialled(struct dial *dial, struct transport *transport, void *user)
 {
     (void)dial;
     struct proxy *proxy = user;
-    int r = proxy_take_socket(proxy, fd);
+    int r = proxy_take(proxy, transport);
     if (r < 0) {
         struct error err;
         error_set_errno(&err, FAILURE_SYSTEM, r, "the link");
@@ -207,7 +211,9 @@ static int proxy_dial(struct proxy *proxy, struct error *err)
         snprintf(proxy->peer, sizeof(proxy->peer), "%s", options->address);
     else
         snprintf(proxy->peer, sizeof(proxy->peer), "%s, port %s", options->address, options->port);
-    proxy->dial = dial_new(proxy->daemon.event, &proxy->target, options->insecure,
+    if (proxy->target.kind == TARGET_TCP && daemon_protect(&proxy->daemon, err) < 0)
+        return -1;
+    proxy->dial = dial_new(proxy->daemon.event, &proxy->target, &proxy->daemon.protection,
                            options->silence_usec, &dial_ops, proxy);
     if (!proxy->dial)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "the link");
@@ -321,7 +327,7 @@ static int proxy_open(struct proxy *proxy, const struct daemon_options *options,
         return proxy_dial(proxy, err);
     }
     snprintf(proxy->peer, sizeof(proxy->peer), "on descriptor %d", options->ps_socket);
-    r = proxy_take_socket(proxy, options->ps_socket);
+    r = proxy_take(proxy, transport_plain(options->ps_socket));
     return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "--ps-socket %d", options->ps_socket)
                  : 0;
 }

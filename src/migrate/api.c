@@ -72,16 +72,34 @@ static int open_loop(struct godwit_migration *m)
     return r;
 }
 
-static int migration_set_up(struct godwit_migration *m, struct error *err)
+static int protect(struct godwit_migration *m, const struct godwit_options *options,
+                   struct error *err)
+{
+    struct credential_files files = {
+        .cacert = options->tls_cacert,
+        .cacrl = options->tls_cacrl,
+        .cert = options->tls_cert,
+        .key = options->tls_key,
+        .psk = options->psk_file,
+    };
+    if (m->target.kind != TARGET_TCP)
+        return 0;
+    return protection_open(&m->protection, &files, m->flags & GODWIT_INSECURE, err);
+}
+
+static int migration_set_up(struct godwit_migration *m, const struct godwit_options *options,
+                            struct error *err)
 {
     int r = open_loop(m);
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "the event loop");
     if (m->target_text && target_parse(m->target_text, &m->target, err) < 0)
         return -1;
+    if (m->target_text && protect(m, options, err) < 0)
+        return -1;
     if (m->target_text)
-        m->dial = dial_new(m->event, &m->target, m->flags & GODWIT_INSECURE, m->silence_usec,
-                           &migration_dial_ops, m);
+        m->dial =
+            dial_new(m->event, &m->target, &m->protection, m->silence_usec, &migration_dial_ops, m);
     return 0;
 }
 
@@ -175,7 +193,7 @@ int godwit_migration_new(const struct godwit_options *options, godwit_event_fn *
     struct godwit_migration *m = migration_alloc(options, event, user);
     int r = place_open(&m->place, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
     if (r == 0)
-        r = migration_set_up(m, &err);
+        r = migration_set_up(m, options, &err);
     if (r == 0 && m->pid > 0 && task_started(m->pid) == 0)
         r = error_set(&err, FAILURE_NOT_FOUND, "there is no process %d", m->pid);
     if (r == 0 && !(m->flags & GODWIT_DRY_RUN))
@@ -217,7 +235,7 @@ int godwit_migration_resume(const struct godwit_options *options, const char *id
         m->result.id = m->journal.id;
         m->result.pid = m->pid;
         m->result.host = m->host;
-        r = migration_set_up(m, &err);
+        r = migration_set_up(m, options, &err);
     }
     if (r == 0)
         r = place_lock(&m->place, m->pid, &err);
@@ -375,6 +393,7 @@ void godwit_migration_free(struct godwit_migration *m)
     }
     link_free(m->link);
     dial_free(m->dial);
+    protection_close(&m->protection);
     sd_event_source_disable_unref(m->ticker);
     sd_event_source_disable_unref(m->cancel_io);
     sd_event_unref(m->event);

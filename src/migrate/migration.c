@@ -457,7 +457,7 @@ static void on_accepted(struct godwit_migration *m)
     }
     struct streams_request request = {
         .target = &m->target,
-        .insecure = m->flags & GODWIT_INSECURE,
+        .protection = &m->protection,
         .silence_usec = m->silence_usec,
         .count = m->stream_count,
         .session = SESSION,
@@ -681,10 +681,26 @@ static void on_dial_failed(struct dial *dial, const struct error *err, void *use
         dial_begin_after(m->dial, REDIAL_USEC);
 }
 
-static void on_dialled(struct dial *dial, int fd, void *user)
+static void warn_exposed(struct godwit_migration *m)
+{
+    m->told_exposed = true;
+    Godwit__Pb__Finding finding = GODWIT__PB__FINDING__INIT;
+    finding.severity = GODWIT__PB__FINDING__SEVERITY__WARNING;
+    finding.topic = (char *)"link";
+    finding.host = (char *)"source";
+    finding.text =
+        (char *)"--insecure: whoever is on the way can read and change the memory of the "
+                "process, and nobody is asked who they are";
+    finding.remedy = (char *)CREDENTIALS_ADVICE;
+    migration_report_finding(m, &finding);
+}
+
+static void on_dialled(struct dial *dial, struct transport *transport, void *user)
 {
     struct godwit_migration *m = user;
-    m->link = link_new(m->event, fd, m->silence_usec, &link_ops, m);
+    if (transport && transport->exposed && !m->told_exposed)
+        warn_exposed(m);
+    m->link = link_new_on(m->event, transport, m->silence_usec, &link_ops, m);
     struct error err;
     error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "the link");
     if (!m->link)

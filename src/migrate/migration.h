@@ -26,6 +26,7 @@ struct godwit_migration {
     char *target_text, *criu;
     char **criu_options; /* ended by NULL */
     struct target target;
+    struct protection protection; /* of the way there, if that is TCP */
     uint64_t silence_usec;
     uint64_t bytes_per_sec;  /* at most that fast, while the process runs; 0: no limit */
     enum follow_kind follow; /* how, while it runs */
@@ -68,7 +69,7 @@ struct godwit_migration {
     struct sender *sender;
     struct rounds *rounds; /* NULL: it was not asked for */
     struct converge converge;
-    bool told_skipped, told_compared, listed;
+    bool told_skipped, told_compared, told_exposed, listed;
     struct freeze freeze;
     bool frozen; /* freeze is open */
     bool criu_failed;

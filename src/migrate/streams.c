@@ -114,12 +114,13 @@ static void on_failed(struct dial *dial, const struct error *err, void *user)
     streams_lose(user, err);
 }
 
-static void on_connected(struct dial *dial, int fd, void *user)
+static void on_connected(struct dial *dial, struct transport *transport, void *user)
 {
     (void)dial;
     struct connection *connection = user;
     const struct streams *streams = connection->streams;
-    connection->link = link_new(streams->event, fd, streams->silence_usec, &link_ops, connection);
+    connection->link =
+        link_new_on(streams->event, transport, streams->silence_usec, &link_ops, connection);
     struct error err;
     error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "a link");
     if (!connection->link)
@@ -147,7 +148,7 @@ struct streams *streams_open(sd_event *event, const struct streams_request *requ
         struct connection *connection = &streams->connections[streams->count++];
         connection->streams = streams;
         connection->stream = streams->count;
-        connection->dial = dial_new(event, request->target, request->insecure,
+        connection->dial = dial_new(event, request->target, request->protection,
                                     request->silence_usec, &dial_ops, connection);
         error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "data connections");
         if (!connection->dial || dial_begin(connection->dial, err) < 0)

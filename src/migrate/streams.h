@@ -17,8 +17,8 @@
 struct streams;
 
 struct streams_request {
-    const struct target *target; /* outlives the streams */
-    bool insecure;
+    const struct target *target;         /* outlives the streams */
+    const struct protection *protection; /* outlives them too */
     uint64_t silence_usec;
     unsigned count; /* of the streams, the session's own link among them */
     uint32_t session;

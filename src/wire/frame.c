@@ -122,6 +122,17 @@ void preamble_encode(uint8_t out[WIRE_PREAMBLE_BYTES])
     put_le32(out + 12, 0);
 }
 
+bool preamble_is_tls(uint8_t first, struct error *err)
+{
+    enum { RECORD_ALERT = 21, RECORD_HANDSHAKE = 22 };
+    if (first != RECORD_ALERT && first != RECORD_HANDSHAKE)
+        return false;
+    error_set(err, FAILURE_PEER,
+              "the peer speaks TLS and this side plain text: give both the same credentials "
+              "(godwit keygen), or both --insecure");
+    return true;
+}
+
 int preamble_check(const uint8_t in[WIRE_PREAMBLE_BYTES], struct error *err)
 {
     if (memcmp(in, magic, sizeof(magic)) != 0) {

@@ -26,6 +26,7 @@ enum {
     WIRE_MAJOR = 1,
     WIRE_MINOR = 0,
     WIRE_PREAMBLE_BYTES = 16,
+    WIRE_PREAMBLE_FIRST = 'g', /* its first byte */
     WIRE_HEADER_BYTES = 32,
     WIRE_CONTROL_MAX = 64 << 10, /* payload of a control frame */
     WIRE_BULK_MAX = 1 << 20,     /* payload of a data frame */
@@ -125,6 +126,10 @@ void preamble_encode(uint8_t out[WIRE_PREAMBLE_BYTES]);
 
 /* 0; or -EPROTO (not godwit) or -EPROTONOSUPPORT (another major), with *err set. */
 int preamble_check(const uint8_t in[WIRE_PREAMBLE_BYTES], struct error *err);
+
+/* Whether the first byte of a peer, which should be that of a preamble, begins a record of TLS:
+ * then *err tells so. */
+bool preamble_is_tls(uint8_t first, struct error *err);
 
 /* Name of a type for logs and errors; "?" when unknown. */
 const char *frame_name(uint16_t type);

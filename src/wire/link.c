@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "wire/link.h"
 
-#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/utsname.h>
 
@@ -20,6 +18,7 @@ enum {
 };
 
 enum link_state {
+    LINK_STARTING, /* the transport is not up */
     LINK_PREAMBLE, /* waiting for the peer's preamble */
     LINK_HELLO,    /* waiting for its hello */
     LINK_UP,
@@ -29,15 +28,17 @@ enum link_state {
 struct link {
     sd_event *event;
     sd_event_source *io, *timer, *last_word;
-    int fd;
+    struct transport *transport; /* NULL once LINK_DOWN */
     enum link_state state;
     const struct link_ops *ops;
     void *user;
     struct error failure; /* once LINK_DOWN */
 
-    uint64_t silence_usec;                 /* ours: after that long the peer is dead */
-    uint64_t peer_silence_usec;            /* the peer's: it has to hear from us well before */
-    uint64_t started, heard, taken, spoke; /* last receipt, last progress out, last queued frame */
+    uint64_t silence_usec;      /* ours: after that long the peer is dead */
+    uint64_t peer_silence_usec; /* the peer's: it has to hear from us well before */
+    uint64_t started;
+    uint64_t offered; /* when there was something to send after there was nothing */
+    uint64_t spoke;   /* last queued frame */
     uint64_t bytes_in, bytes_out;
 
     /* receiving: rx[rx_start..rx_end) is here and not used yet */
@@ -78,13 +79,6 @@ bool link_batch_add(struct link_batch *batch, const struct frame *frame, const v
     return true;
 }
 
-static void link_watch(struct link *link, uint32_t events)
-{
-    if (events != link->io_events && link->io &&
-        sd_event_source_set_io_events(link->io, events) >= 0)
-        link->io_events = events;
-}
-
 static bool link_batch_in_flight(const struct link *link)
 {
     return link->batch_next < 2 * link->batch.frames;
@@ -96,12 +90,22 @@ static bool link_has_output(const struct link *link)
            (link->ready_first && link->state == LINK_UP);
 }
 
+static void link_watch(struct link *link)
+{
+    uint32_t events = link->transport->ops->wants(link->transport);
+    if (link->state != LINK_STARTING && link_has_output(link))
+        events |= EPOLLOUT;
+    if (events != link->io_events && link->io &&
+        sd_event_source_set_io_events(link->io, events) >= 0)
+        link->io_events = events;
+}
+
 void link_source_ready(struct link *link, struct link_source *source)
 {
     if (source->ready || link->state == LINK_DOWN)
         return;
     if (!link_has_output(link))
-        link->taken = now_usec();
+        link->offered = now_usec();
     source->link = link;
     source->ready = true;
     source->next = NULL;
@@ -111,7 +115,7 @@ void link_source_ready(struct link *link, struct link_source *source)
     else
         link->ready_first = source;
     link->ready_last = source;
-    link_watch(link, EPOLLIN | EPOLLOUT);
+    link_watch(link);
 }
 
 /* Takes what of the batch in flight lies in its source's memory over into the link's own. */
@@ -191,7 +195,7 @@ static void link_fail(struct link *link, const struct error *err)
     link->io = sd_event_source_disable_unref(link->io);
     link->timer = sd_event_source_disable_unref(link->timer);
     link_forget_sources(link);
-    link->fd = close_fd(link->fd);
+    link->transport = transport_free(link->transport);
     /* down() may free the link, so it is not called from inside one of its functions; and a loop
      * that has ended calls nobody any more. */
     if (sd_event_get_state(link->event) != SD_EVENT_FINISHED &&
@@ -229,22 +233,20 @@ static bool link_draw(struct link *link)
     return true;
 }
 
-static ssize_t link_write(struct link *link, struct iovec *iov, size_t count)
+static ssize_t link_write(struct link *link, const struct iovec *iov, size_t count,
+                          struct error *err)
 {
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = count};
-    ssize_t n = sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (n > 0) {
+    ssize_t n = link->transport->ops->write(link->transport, iov, count, err);
+    if (n > 0)
         link->bytes_out += (uint64_t)n;
-        link->taken = now_usec();
-    }
     return n;
 }
 
-static ssize_t link_write_batch(struct link *link)
+static ssize_t link_write_batch(struct link *link, struct error *err)
 {
     struct link_batch *batch = &link->batch;
     ssize_t n =
-        link_write(link, &batch->iov[link->batch_next], 2 * batch->frames - link->batch_next);
+        link_write(link, &batch->iov[link->batch_next], 2 * batch->frames - link->batch_next, err);
     for (size_t left = n > 0 ? (size_t)n : 0; link->batch_next < 2 * batch->frames;) {
         struct iovec *iov = &batch->iov[link->batch_next];
         if (left < iov->iov_len) {
@@ -260,10 +262,10 @@ static ssize_t link_write_batch(struct link *link)
     return n;
 }
 
-static ssize_t link_write_queue(struct link *link)
+static ssize_t link_write_queue(struct link *link, struct error *err)
 {
     struct iovec iov = {link->queue + link->queue_start, link->queue_end - link->queue_start};
-    ssize_t n = link_write(link, &iov, 1);
+    ssize_t n = link_write(link, &iov, 1, err);
     if (n > 0)
         link->queue_start += (size_t)n;
     if (link->queue_start == link->queue_end)
@@ -271,30 +273,43 @@ static ssize_t link_write_queue(struct link *link)
     return n;
 }
 
-static void link_flush(struct link *link)
+static ssize_t link_write_next(struct link *link, struct error *err)
 {
-    for (size_t sent = 0; link->state != LINK_DOWN && sent < TURN_BYTES;) {
-        ssize_t n;
-        if (link_batch_in_flight(link)) {
-            n = link_write_batch(link);
-        } else if (link->queue_end > 0) {
-            n = link_write_queue(link);
-        } else {
+    return link_batch_in_flight(link) ? link_write_batch(link, err) : link_write_queue(link, err);
+}
+
+/* Sends what is drawn, queued or ready, until the transport takes no more.  0, or -1 with *err. */
+static int link_send_all(struct link *link, struct error *err)
+{
+    if (link_write(link, NULL, 0, err) < 0)
+        return -1;
+    for (size_t sent = 0; sent < TURN_BYTES;) {
+        if (!link_batch_in_flight(link) && link->queue_end == 0) {
             if (!link_draw(link))
-                break;
+                return 0;
+            if (link->state == LINK_DOWN)
+                return 0;
             continue;
         }
-        if (n < 0) {
-            if (errno == EINTR)
-                continue;
-            if (errno != EAGAIN)
-                link_fail_errno(link, errno, "sending to the peer");
-            break;
-        }
+        ssize_t n = link_write_next(link, err);
+        if (n <= 0)
+            return (int)n;
         sent += (size_t)n;
     }
+    return 0;
+}
+
+static void link_receive(struct link *link);
+
+static void link_flush(struct link *link)
+{
+    struct error err;
+    if (link_send_all(link, &err) < 0) {
+        link_receive(link); /* the peer may have said why */
+        link_fail(link, &err);
+    }
     if (link->state != LINK_DOWN)
-        link_watch(link, link_has_output(link) ? EPOLLIN | EPOLLOUT : EPOLLIN);
+        link_watch(link);
 }
 
 /* Makes room for |need| bytes at the queue's end. */
@@ -333,7 +348,7 @@ void link_send(struct link *link, uint16_t type, uint32_t session, uint32_t item
     }
     /* The silence of a peer that takes nothing counts from the first byte it was offered. */
     if (!link_has_output(link))
-        link->taken = now_usec();
+        link->offered = now_usec();
     struct frame frame = {
         .type = type, .length = (uint32_t)length, .session = session, .item = item};
     uint8_t *header = link->queue + link->queue_end, *payload = header + WIRE_HEADER_BYTES;
@@ -342,22 +357,7 @@ void link_send(struct link *link, uint16_t type, uint32_t session, uint32_t item
     frame_encode(&frame, payload, header);
     link->queue_end += WIRE_HEADER_BYTES + length;
     link->spoke = now_usec();
-    link_watch(link, EPOLLIN | EPOLLOUT);
-}
-
-/* A socket that is closed with bytes in it is reset, and the peer may lose what it was told last.
- */
-static void link_part(struct link *link)
-{
-    if (link->state == LINK_DOWN)
-        return;
-    shutdown(link->fd, SHUT_WR);
-    for (size_t read = 0; read < TURN_BYTES;) {
-        ssize_t n = recv(link->fd, link->rx, RX_BYTES, MSG_DONTWAIT);
-        if (n <= 0)
-            break;
-        read += (size_t)n;
-    }
+    link_watch(link);
 }
 
 void link_goodbye(struct link *link, const struct error *err)
@@ -365,10 +365,14 @@ void link_goodbye(struct link *link, const struct error *err)
     Godwit__Pb__Failure failure = failure_message(err);
     link_send(link, FRAME_GOODBYE, 0, 0, &failure.base);
     /* What is under way goes first; no more is drawn, and whether it arrives changes nothing. */
-    ssize_t n = 1;
-    while (link->state != LINK_DOWN && n > 0 && (link_batch_in_flight(link) || link->queue_end > 0))
-        n = link_batch_in_flight(link) ? link_write_batch(link) : link_write_queue(link);
-    link_part(link);
+    struct error ignored;
+    while (link->state != LINK_DOWN && link->state != LINK_STARTING &&
+           (link_batch_in_flight(link) || link->queue_end > 0)) {
+        if (link_write_next(link, &ignored) <= 0)
+            break;
+    }
+    if (link->state != LINK_DOWN)
+        link->transport->ops->end(link->transport);
     link_fail(link, err);
 }
 
@@ -436,12 +440,6 @@ static int link_take_goodbye(struct link *link, const uint8_t *payload, struct e
     return -1;
 }
 
-static int link_take_end(struct link *link, struct error *err)
-{
-    link->peer_left = true;
-    return error_set(err, FAILURE_PEER, "the peer closed the connection");
-}
-
 static int link_take_control(struct link *link, const uint8_t *payload, struct error *err)
 {
     if (link->frame.type == FRAME_GOODBYE)
@@ -455,6 +453,19 @@ static int link_take_control(struct link *link, const uint8_t *payload, struct e
     return link->ops->control(link, &link->frame, payload, link->user, err);
 }
 
+/* Bytes from the transport, 0: none now, or not in this turn; -1: error. */
+static ssize_t link_read(struct link *link, const struct iovec *iov, size_t count,
+                         struct error *err)
+{
+    const struct transport_ops *ops = link->transport->ops;
+    if (link->turn_over && !ops->holds(link->transport))
+        return 0;
+    ssize_t n = ops->read(link->transport, iov, count, err);
+    if (n > 0)
+        link->bytes_in += (uint64_t)n;
+    return n;
+}
+
 /* Makes at least |need| bytes of look-ahead available.  1: they are, 0: not yet, -1: error. */
 static int link_pull(struct link *link, size_t need, struct error *err)
 {
@@ -466,18 +477,10 @@ static int link_pull(struct link *link, size_t need, struct error *err)
         link->rx_start = 0;
     }
     size_t want = MIN(need - link->rx_end + RX_LOOK_AHEAD, RX_BYTES - link->rx_end);
-    if (link->turn_over)
-        return 0;
-    ssize_t n = recv(link->fd, link->rx + link->rx_end, want, MSG_DONTWAIT);
-    if (n == 0)
-        return link_take_end(link, err);
-    if (n < 0)
-        return errno == EAGAIN || errno == EINTR
-                   ? 0
-                   : error_set_errno(err, FAILURE_PEER, errno, "receiving from the peer");
+    ssize_t n = link_read(link, &(struct iovec){link->rx + link->rx_end, want}, 1, err);
+    if (n <= 0)
+        return (int)n;
     link->rx_end += (size_t)n;
-    link->bytes_in += (uint64_t)n;
-    link->heard = now_usec();
     return link->rx_end - link->rx_start >= need;
 }
 
@@ -493,22 +496,10 @@ static ssize_t link_land(struct link *link, void *place, size_t length, struct e
     /* The next header comes with the same call when this is the payload's end. */
     bool last = link->frame_done + length == link->frame.length;
     struct iovec iov[2] = {{place, length}, {link->rx, last ? RX_LOOK_AHEAD : 0}};
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
     link->rx_start = link->rx_end = 0;
-    if (link->turn_over)
-        return 0;
-    ssize_t n = recvmsg(link->fd, &message, MSG_DONTWAIT);
-    if (n == 0)
-        return link_take_end(link, err);
-    if (n < 0) {
-        if (errno == EAGAIN || errno == EINTR)
-            return 0;
-        if (errno == EFAULT)
-            return error_set(err, FAILURE_LIMIT, "no memory for what the peer sends");
-        return error_set_errno(err, FAILURE_PEER, errno, "receiving from the peer");
-    }
-    link->bytes_in += (uint64_t)n;
-    link->heard = now_usec();
+    ssize_t n = link_read(link, iov, 2, err);
+    if (n <= 0)
+        return n;
     if ((size_t)n > length) {
         link->rx_end = (size_t)n - length;
         n = (ssize_t)length;
@@ -521,6 +512,8 @@ static ssize_t link_step(struct link *link, struct error *err)
 {
     if (link->state == LINK_PREAMBLE) {
         int r = link_pull(link, WIRE_PREAMBLE_BYTES, err);
+        if (link->rx_end > link->rx_start && preamble_is_tls(link->rx[link->rx_start], err))
+            return -1;
         if (r <= 0)
             return r;
         if (preamble_check(link->rx + link->rx_start, err) < 0)
@@ -576,28 +569,28 @@ static ssize_t link_step(struct link *link, struct error *err)
 /*
  * Says how much has to come before it is worth to be woken: while the rest of a data frame is still
  * to come, that or a good part of it; else anything.  Wakes cost both ends more than the bytes do.
+ * Some of it may be in the transport already, where the kernel does not see it.
  */
 static void link_set_low_water(struct link *link)
 {
-    int bytes = 1;
+    size_t rest = 0, ahead = link->transport->ahead;
     if (link->in_payload && frame_is_bulk(link->frame.type))
-        bytes = (int)MIN(link->frame.length - link->frame_done, LOW_WATER);
-    if (bytes < 1)
-        bytes = 1;
+        rest = MIN(link->frame.length - link->frame_done, LOW_WATER);
+    int bytes = rest > ahead + 1 ? (int)(rest - ahead) : 1;
     if (bytes == link->low_water)
         return;
     link->low_water = bytes;
-    setsockopt(link->fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof(bytes));
+    setsockopt(link->transport->fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof(bytes));
 }
 
 static void link_receive(struct link *link)
 {
-    for (size_t received = 0; link->state != LINK_DOWN;) {
+    for (size_t received = 0; link->state != LINK_DOWN && link->state != LINK_STARTING;) {
         struct error err;
         link->turn_over = received >= TURN_BYTES;
         ssize_t n = link_step(link, &err);
         if (n < 0) {
-            if (link->peer_left)
+            if (link->peer_left || link->transport->ended)
                 link_fail(link, &err);
             else
                 link_goodbye(link, &err);
@@ -609,12 +602,33 @@ static void link_receive(struct link *link)
     }
 }
 
+/* Whether the transport is up. */
+static bool link_start(struct link *link)
+{
+    struct error err;
+    if (link->state != LINK_STARTING)
+        return link->state != LINK_DOWN;
+    int r = link->transport->ops->start(link->transport, &err);
+    if (r < 0) {
+        link->transport->ops->end(link->transport);
+        link_fail(link, &err);
+        return false;
+    }
+    if (r > 0)
+        link->state = LINK_PREAMBLE;
+    link_watch(link);
+    return r > 0;
+}
+
 static int on_io(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     (void)source;
     (void)fd;
     struct link *link = user;
-    if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+    bool starting = link->state == LINK_STARTING;
+    if (!link_start(link))
+        return 0;
+    if (starting || events & (EPOLLIN | EPOLLHUP | EPOLLERR))
         link_receive(link);
     if (link->state != LINK_DOWN)
         link_set_low_water(link);
@@ -631,9 +645,10 @@ static void link_check_silence(struct link *link, uint64_t now)
     double seconds = (double)link->silence_usec / (double)USEC_PER_SEC;
     if (link->state != LINK_UP && now - link->started > link->silence_usec)
         error_set(&err, FAILURE_PEER, "the peer did not finish the handshake within %g s", seconds);
-    else if (now - link->heard > link->silence_usec)
+    else if (now - MAX(link->transport->heard_usec, link->started) > link->silence_usec)
         error_set(&err, FAILURE_PEER, "the peer has been silent for %g s", seconds);
-    else if (link_has_output(link) && now - link->taken > link->silence_usec)
+    else if (link->io_events & EPOLLOUT &&
+             now - MAX(link->transport->taken_usec, link->offered) > link->silence_usec)
         error_set(&err, FAILURE_PEER, "the peer has taken nothing for %g s", seconds);
     else
         return;
@@ -645,7 +660,8 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *user)
     (void)usec;
     struct link *link = user;
     /* What lies below the low-water mark has been said, and woke nobody. */
-    link_receive(link);
+    if (link_start(link))
+        link_receive(link);
     uint64_t now = now_usec();
     if (link->state != LINK_DOWN) {
         link_set_low_water(link);
@@ -663,7 +679,8 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *user)
 
 static int link_attach(struct link *link)
 {
-    int r = sd_event_add_io(link->event, &link->io, link->fd, EPOLLIN | EPOLLOUT, on_io, link);
+    int r = sd_event_add_io(link->event, &link->io, link->transport->fd, EPOLLIN | EPOLLOUT, on_io,
+                            link);
     if (r < 0)
         return r;
     link->io_events = EPOLLIN | EPOLLOUT;
@@ -671,27 +688,27 @@ static int link_attach(struct link *link)
                                       link_tick_usec(link), USEC_PER_MSEC, on_tick, link);
 }
 
-struct link *link_new(sd_event *event, int fd, uint64_t silence_usec, const struct link_ops *ops,
-                      void *user)
+struct link *link_new_on(sd_event *event, struct transport *transport, uint64_t silence_usec,
+                         const struct link_ops *ops, void *user)
 {
-    struct link *link = calloc(1, sizeof(*link));
+    struct link *link = transport ? calloc(1, sizeof(*link)) : NULL;
     if (!link) {
-        close_fd(fd);
+        transport_free(transport);
+        errno = ENOMEM;
         return NULL;
     }
-    uint64_t now = now_usec();
-    link->fd = fd;
+    link->transport = transport;
     link->event = sd_event_ref(event);
     link->silence_usec = link->peer_silence_usec = silence_usec;
     link->ops = ops;
     link->user = user;
-    link->started = link->heard = link->taken = link->spoke = now;
+    link->started = link->offered = link->spoke = now_usec();
     link->rx = malloc(RX_BYTES);
     link->queue_room = 4096;
     link->queue = malloc(link->queue_room);
     link->batch.buf = aligned_alloc(PAGE_BYTES, LINK_BATCH_BYTES);
     int one = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one,
+    setsockopt(transport->fd, IPPROTO_TCP, TCP_NODELAY, &one,
                sizeof(one)); /* fails on UNIX sockets, rightly */
     int r = link->rx && link->queue && link->batch.buf ? link_attach(link) : -ENOMEM;
     if (r < 0) {
@@ -700,7 +717,14 @@ struct link *link_new(sd_event *event, int fd, uint64_t silence_usec, const stru
         return NULL;
     }
     link_greet(link);
+    link_start(link);
     return link;
+}
+
+struct link *link_new(sd_event *event, int fd, uint64_t silence_usec, const struct link_ops *ops,
+                      void *user)
+{
+    return link_new_on(event, transport_plain(fd), silence_usec, ops, user);
 }
 
 struct link *link_free(struct link *link)
@@ -711,7 +735,7 @@ struct link *link_free(struct link *link)
     sd_event_source_disable_unref(link->io);
     sd_event_source_disable_unref(link->timer);
     sd_event_source_disable_unref(link->last_word);
-    close_fd(link->fd);
+    transport_free(link->transport);
     sd_event_unref(link->event);
     free(link->rx);
     free(link->queue);
@@ -730,15 +754,20 @@ uint64_t link_position(const struct link *link)
 
 uint64_t link_delivered(const struct link *link)
 {
-    int waiting = 0;
-    if (link->state == LINK_DOWN || ioctl(link->fd, SIOCOUTQ, &waiting) < 0 || waiting < 0)
+    if (link->state == LINK_DOWN)
         return link->bytes_out;
-    return link->bytes_out - MIN((uint64_t)waiting, link->bytes_out);
+    uint64_t unsent = link->transport->ops->unsent(link->transport);
+    return link->bytes_out - MIN(unsent, link->bytes_out);
 }
 
 void link_forget_place(struct link *link)
 {
     link->place_length = 0;
+}
+
+const struct transport *link_transport(const struct link *link)
+{
+    return link->transport;
 }
 
 bool link_is_up(const struct link *link)

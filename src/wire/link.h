@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * A link: one connected stream socket between a proxy and a cache, served by an sd-event loop.
+ * A link: one connection between a proxy and a cache, served by an sd-event loop.  What carries its
+ * bytes is a transport: a stream socket, or TLS on one.
  *
  *       control frames ──▶ queue ──┐
  *                                  ├──▶ socket ──▶ ┬──▶ control(): whole message
@@ -25,6 +26,7 @@
 
 #include "wire/frame.h"
 #include "wire/message.h"
+#include "wire/transport.h"
 
 struct link;
 struct link_source;
@@ -84,9 +86,13 @@ struct link_ops {
 };
 
 /*
- * Takes over fd, a connected stream socket (TCP, UNIX or inherited), and starts the handshake.
- * The ops and user outlive the link.  Returns NULL with errno set; fd is closed then.
+ * Takes over a transport (NULL: there was no memory for one) and starts the handshake.  The ops and
+ * user outlive the link.  Returns NULL with errno set; the transport is freed then.
  */
+struct link *link_new_on(sd_event *event, struct transport *transport, uint64_t silence_usec,
+                         const struct link_ops *ops, void *user);
+
+/* The same for fd, a connected stream socket (TCP, UNIX or inherited), as it is. */
 struct link *link_new(sd_event *event, int fd, uint64_t silence_usec, const struct link_ops *ops,
                       void *user);
 
@@ -95,6 +101,9 @@ struct link *link_free(struct link *link);
 
 /* Whether the handshake is over and down() has not been called. */
 bool link_is_up(const struct link *link);
+
+/* What carries it; NULL once it is down. */
+const struct transport *link_transport(const struct link *link);
 
 /*
  * How far the peer is: link_position() is where what is queued now ends, link_delivered() how much

@@ -85,7 +85,7 @@ void target_free(struct target *target)
 struct dial {
     sd_event *event;
     const struct target *target;
-    bool insecure;
+    const struct protection *protection;
     uint64_t silence_usec;
     const struct dial_ops *ops;
     void *user;
@@ -106,7 +106,10 @@ static void dial_stop(struct dial *dial)
 static void dial_connected(struct dial *dial, int fd)
 {
     dial_stop(dial);
-    dial->ops->connected(dial, fd, dial->user);
+    struct transport *transport = dial->target->kind == TARGET_TCP
+                                      ? tcp_transport(fd, dial->protection, dial->target->host)
+                                      : transport_plain(fd);
+    dial->ops->connected(dial, transport, dial->user);
 }
 
 static int on_dial_fails(sd_event_source *source, uint64_t usec, void *user)
@@ -187,7 +190,7 @@ static int dial_watch(struct dial *dial, int fd)
 static int dial_tcp(struct dial *dial, struct error *err)
 {
     const struct target *target = dial->target;
-    int fd = tcp_dial_begin(&dial->tcp, target->host, target->port, dial->insecure, err);
+    int fd = tcp_dial_begin(&dial->tcp, target->host, target->port, dial->protection, err);
     return fd < 0 ? -1 : dial_watch(dial, fd);
 }
 
@@ -282,8 +285,9 @@ void dial_explain(struct dial *dial, struct error *err)
 
 /* ---- its life ---- */
 
-struct dial *dial_new(sd_event *event, const struct target *target, bool insecure,
-                      uint64_t silence_usec, const struct dial_ops *ops, void *user)
+struct dial *dial_new(sd_event *event, const struct target *target,
+                      const struct protection *protection, uint64_t silence_usec,
+                      const struct dial_ops *ops, void *user)
 {
     struct dial *dial = calloc(1, sizeof(*dial));
     if (!dial)
@@ -291,7 +295,7 @@ struct dial *dial_new(sd_event *event, const struct target *target, bool insecur
     *dial = (struct dial){
         .event = sd_event_ref(event),
         .target = target,
-        .insecure = insecure,
+        .protection = protection,
         .silence_usec = silence_usec,
         .ops = ops,
         .user = user,

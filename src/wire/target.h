@@ -11,6 +11,8 @@
 #include <systemd/sd-event.h>
 
 #include "base/error.h"
+#include "wire/credentials.h"
+#include "wire/transport.h"
 
 enum target_kind { TARGET_TCP, TARGET_UNIX, TARGET_SSH, TARGET_EXEC };
 
@@ -30,19 +32,20 @@ void target_free(struct target *target);
 struct dial;
 
 struct dial_ops {
-    /* A connected non-blocking stream socket, which is the callee's. */
-    void (*connected)(struct dial *dial, int fd, void *user);
+    /* What carries the link: not started, the callee's.  NULL: there was no memory for it. */
+    void (*connected)(struct dial *dial, struct transport *transport, void *user);
     /* No address of the target can be reached now; dial_begin() may be called again. */
     void (*failed)(struct dial *dial, const struct error *err, void *user);
 };
 
 /*
- * A way to a target, on the loop's thread.  The target and what it points to outlive it.  An
- * attempt that takes longer than silence_usec has failed.  `insecure` allows TCP beyond loopback.
- * NULL with errno set.
+ * A way to a target, on the loop's thread.  The target, what it points to and the protection, which
+ * is of TCP only, outlive it and what carries its links.  An attempt that takes longer than
+ * silence_usec has failed.  NULL with errno set.
  */
-struct dial *dial_new(sd_event *event, const struct target *target, bool insecure,
-                      uint64_t silence_usec, const struct dial_ops *ops, void *user);
+struct dial *dial_new(sd_event *event, const struct target *target,
+                      const struct protection *protection, uint64_t silence_usec,
+                      const struct dial_ops *ops, void *user);
 
 /* Takes NULL, returns NULL.  A program that was started ends with its socket; one that does not
  * within two seconds is killed. */

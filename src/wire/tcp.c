@@ -6,31 +6,44 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "wire/tls.h"
+
 static bool is_loopback(const struct sockaddr *address)
 {
     if (address->sa_family == AF_INET)
         return ntohl(((const struct sockaddr_in *)address)->sin_addr.s_addr) >> 24 == 127;
-    if (address->sa_family == AF_INET6)
-        return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)address)->sin6_addr);
-    return false;
+    if (address->sa_family != AF_INET6)
+        return false;
+    const struct in6_addr *in6 = &((const struct sockaddr_in6 *)address)->sin6_addr;
+    return IN6_IS_ADDR_LOOPBACK(in6) || (IN6_IS_ADDR_V4MAPPED(in6) && in6->s6_addr[12] == 127);
 }
 
-static int resolve(const char *host, const char *port, int flags, bool insecure,
-                   struct addrinfo **ret, struct error *err)
+static int refuse_beyond(const char *host, const struct protection *protection, struct error *err)
+{
+    if (protection->problem.code) {
+        *err = protection->problem;
+        return error_prefix(err, "%s is beyond this host, and the credentials are no good", host);
+    }
+    return error_set(err, FAILURE_USAGE,
+                     "%s is beyond this host, and there are no credentials to encrypt with and to "
+                     "be known by: " CREDENTIALS_ADVICE "; or go by ssh, or say --insecure",
+                     host);
+}
+
+static int resolve(const char *host, const char *port, int flags,
+                   const struct protection *protection, struct addrinfo **ret, struct error *err)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = flags};
     int r = getaddrinfo(host, port, &hints, ret);
     if (r != 0)
         return error_set(err, FAILURE_PEER, "%s, port %s: %s", host, port, gai_strerror(r));
-    for (const struct addrinfo *a = *ret; a && !insecure; a = a->ai_next) {
+    bool protected = protection->insecure || protection->credentials;
+    for (const struct addrinfo *a = *ret; a && !protected; a = a->ai_next) {
         if (is_loopback(a->ai_addr))
             continue;
         freeaddrinfo(*ret);
         *ret = NULL;
-        return error_set(err, FAILURE_USAGE,
-                         "%s is beyond this host, and the link is neither encrypted nor "
-                         "authenticated yet: go through a tunnel on localhost, or say --insecure",
-                         host);
+        return refuse_beyond(host, protection, err);
     }
     return 0;
 }
@@ -50,11 +63,11 @@ static int listen_on(const struct addrinfo *address)
     return TAKE_FD(fd);
 }
 
-int tcp_listen(const char *host, const char *port, bool insecure, int fds[TCP_LISTENERS_MAX],
-               struct error *err)
+int tcp_listen(const char *host, const char *port, const struct protection *protection,
+               int fds[TCP_LISTENERS_MAX], struct error *err)
 {
     struct addrinfo *addresses;
-    if (resolve(host, port, AI_PASSIVE, insecure, &addresses, err) < 0)
+    if (resolve(host, port, AI_PASSIVE, protection, &addresses, err) < 0)
         return -1;
     int count = 0, last_error = 0;
     for (const struct addrinfo *a = addresses; a && count < TCP_LISTENERS_MAX; a = a->ai_next) {
@@ -75,11 +88,50 @@ int tcp_listen(const char *host, const char *port, bool insecure, int fds[TCP_LI
                            "listening on %s, port %s", host, port);
 }
 
-int tcp_dial_begin(struct tcp_dial *dial, const char *host, const char *port, bool insecure,
-                   struct error *err)
+/* Both ends look at the server's address, and so come to the same. */
+static bool goes_beyond(int fd, bool is_server)
+{
+    struct sockaddr_storage address = {0};
+    socklen_t length = sizeof(address);
+    struct sockaddr *at = (struct sockaddr *)&address;
+    int r = is_server ? getsockname(fd, at, &length) : getpeername(fd, at, &length);
+    return r < 0 || !is_loopback(at);
+}
+
+static bool is_internet(int fd)
+{
+    int family = AF_UNSPEC;
+    socklen_t length = sizeof(family);
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length);
+    return family == AF_INET || family == AF_INET6;
+}
+
+struct transport *tcp_transport(int fd, const struct protection *protection, const char *peer)
+{
+    bool beyond = goes_beyond(fd, !peer), internet = is_internet(fd);
+    if (internet && protection->credentials && (beyond || protection->everywhere))
+        return transport_tls(fd, protection->credentials, peer);
+    struct transport *transport = transport_plain(fd);
+    if (transport)
+        transport->exposed = internet && beyond;
+    return transport;
+}
+
+void tcp_peer_name(int fd, char name[TCP_NAME_BYTES])
+{
+    struct sockaddr_storage address;
+    socklen_t length = sizeof(address);
+    if (!is_internet(fd) || getpeername(fd, (struct sockaddr *)&address, &length) < 0 ||
+        getnameinfo((struct sockaddr *)&address, length, name, TCP_NAME_BYTES, NULL, 0,
+                    NI_NUMERICHOST) != 0)
+        *name = '\0';
+}
+
+int tcp_dial_begin(struct tcp_dial *dial, const char *host, const char *port,
+                   const struct protection *protection, struct error *err)
 {
     dial->addresses = dial->next = NULL;
-    if (resolve(host, port, 0, insecure, &dial->addresses, err) < 0)
+    if (resolve(host, port, 0, protection, &dial->addresses, err) < 0)
         return -1;
     dial->next = dial->addresses;
     error_set(err, FAILURE_PEER, "%s, port %s: no address", host, port);

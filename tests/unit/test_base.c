@@ -426,19 +426,20 @@ static void tcp_stays_at_home(void **state)
     (void)state;
     struct error err;
     int fds[TCP_LISTENERS_MAX];
-    assert_int_equal(tcp_listen("192.0.2.1", "9996", false, fds, &err), -1);
+    const struct protection none = {0};
+    assert_int_equal(tcp_listen("192.0.2.1", "9996", &none, fds, &err), -1);
     assert_int_equal(err.code, FAILURE_USAGE);
     assert_contains(err.text, "--insecure");
-    assert_int_equal(tcp_listen("0.0.0.0", "9996", false, fds, &err), -1);
+    assert_int_equal(tcp_listen("0.0.0.0", "9996", &none, fds, &err), -1);
     assert_int_equal(err.code, FAILURE_USAGE);
     struct tcp_dial dial;
-    assert_int_equal(tcp_dial_begin(&dial, "2001:db8::1", "9996", false, &err), -1);
+    assert_int_equal(tcp_dial_begin(&dial, "2001:db8::1", "9996", &none, &err), -1);
     assert_int_equal(err.code, FAILURE_USAGE);
     tcp_dial_end(&dial);
-    assert_int_equal(tcp_dial_begin(&dial, "localhost", "no-such-port", false, &err), -1);
+    assert_int_equal(tcp_dial_begin(&dial, "localhost", "no-such-port", &none, &err), -1);
     assert_int_equal(err.code, FAILURE_PEER);
     tcp_dial_end(&dial);
-    int count = tcp_listen("127.0.0.1", "0", false, fds, &err);
+    int count = tcp_listen("127.0.0.1", "0", &none, fds, &err);
     assert_int_equal(count, 1);
     close(fds[0]);
 }
