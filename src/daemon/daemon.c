@@ -247,10 +247,11 @@ int daemon_open(struct daemon *daemon, const struct daemon_options *options, con
 int daemon_protect(struct daemon *daemon, struct error *err)
 {
     const struct daemon_options *options = daemon->options;
-    if (options->insecure)
+    int r = protection_open(&daemon->protection, &options->credentials, options->insecure, err);
+    if (r == 0 && options->insecure)
         log_error(&daemon->log, "--insecure: what goes beyond this host is neither encrypted nor "
                                 "authenticated; " CREDENTIALS_ADVICE);
-    return protection_open(&daemon->protection, &options->credentials, options->insecure, err);
+    return r;
 }
 
 int daemon_run(struct daemon *daemon, struct error *err)

@@ -148,6 +148,7 @@ static int tls_explain(struct tls *tls, int r, struct error *err)
                          "TLS: both need the same kind of credentials: certificates, or one "
                          "pre-shared key");
     case GNUTLS_E_UNSUPPORTED_VERSION_PACKET:
+    case GNUTLS_E_NO_CIPHER_SUITES: /* an older version has others */
         return error_set(err, FAILURE_PEER, "TLS: the peer does not speak TLS 1.3");
     default:
         return error_set(err, FAILURE_PEER, "TLS: %s", gnutls_strerror(r));
@@ -172,6 +173,19 @@ static int tls_check(const struct tls *tls, struct error *err)
     return 0;
 }
 
+/* What to tell the peer where GnuTLS would tell it something else. */
+static void tls_send_alert(struct tls *tls, int r)
+{
+    if (tls->transport.ended)
+        return;
+    if (tls->credentials->is_psk && r == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER)
+        gnutls_alert_send(tls->session, GNUTLS_AL_FATAL, GNUTLS_A_DECRYPT_ERROR);
+    else if (r == GNUTLS_E_NO_CIPHER_SUITES)
+        gnutls_alert_send(tls->session, GNUTLS_AL_FATAL, GNUTLS_A_PROTOCOL_VERSION);
+    else
+        gnutls_alert_send_appropriate(tls->session, r);
+}
+
 static int tls_fail_handshake(struct tls *tls, int r, struct error *err)
 {
     gnutls_alert_description_t alert;
@@ -181,10 +195,7 @@ static int tls_fail_handshake(struct tls *tls, int r, struct error *err)
         return -1;
     }
     tls_explain(tls, r, err);
-    if (tls->credentials->is_psk && r == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER)
-        gnutls_alert_send(tls->session, GNUTLS_AL_FATAL, GNUTLS_A_DECRYPT_ERROR);
-    else if (!tls->transport.ended)
-        gnutls_alert_send_appropriate(tls->session, r);
+    tls_send_alert(tls, r);
     return -1;
 }
 
@@ -245,8 +256,7 @@ static void tls_break(struct tls *tls, int r)
         return;
     }
     tls_explain(tls, r, &tls->failure);
-    if (!tls->transport.ended)
-        gnutls_alert_send_appropriate(tls->session, r);
+    tls_send_alert(tls, r);
 }
 
 /* Into one piece.  Bytes, fewer than there is room for when no more came. */

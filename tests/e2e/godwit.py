@@ -36,6 +36,11 @@ def hook():
     return str(testbed.build_dir() / "godwit-hook")
 
 
+def without_credentials(argv):
+    """What says that a link needs none, unless the arguments name some."""
+    return [] if any(str(a).startswith(("--tls-", "--psk-file")) for a in argv) else ["--insecure"]
+
+
 class Running:
     """A command under way in a host."""
 
@@ -171,11 +176,12 @@ class Godwit:
 
     def cache(self, *argv, address=None, **kw):
         """An image-cache that listens on the host's address, or the one given."""
-        return self.daemon("image-cache", "--address", address or self.host.address, "--insecure", *argv, **kw)
+        return self.daemon("image-cache", "--address", address or self.host.address, *without_credentials(argv), *argv, **kw)
 
     def proxy(self, cache, *argv, address=None, linked=True, **kw):
         """An image-proxy for the image-cache of another Godwit; waits until they are linked."""
-        daemon = self.daemon("image-proxy", "--address", address or cache.host.address, "--insecure", *argv, **kw)
+        daemon = self.daemon("image-proxy", "--address", address or cache.host.address, *without_credentials(argv),
+                             *argv, **kw)
         if linked:
             self.wait_linked()
         return daemon
@@ -210,7 +216,7 @@ class Godwit:
         return self.begin_restore("-d", *argv, **kw).end(code, timeout)
 
     def begin_migrate(self, pid, target, *argv, **kw):
-        return self.begin("migrate", "-t", pid, target, "--insecure", *argv, **kw)
+        return self.begin("migrate", "-t", pid, target, *without_credentials(argv), *argv, **kw)
 
     def migrate(self, pid, target, *argv, code=0, timeout=60, **kw):
         return self.begin_migrate(pid, target, *argv, **kw).end(code, timeout)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A TCP man in the middle that understands godwit's frames and does harm where it is told to.
 
-    relay.py --listen 10.77.0.3:9996 --connect 10.77.0.2:9996 [--log FILE]
+    relay.py --listen 10.77.0.3:9996 --connect 10.77.0.2:9996 [--log FILE] [--tls]
              [--match DIR:TYPE[/FLAGS][@CONNECTION][:NTH] --action ACTION]...
 
 It prints "LISTENING", forwards every connection made to it, and names two directions: `up`, from the side that
@@ -25,6 +25,9 @@ from 1 per rule, over all connections, is the only frame it acts on (default 1; 
     rate:BYTES    pass it and all that follows in this direction on at that many bytes a second
     hold          print "HELD DIR TYPE", and go on with the frame when a line comes on standard input
 
+With --tls it sees no frames but the records of TLS, which it cannot read: there is no preamble, a TYPE is that of a
+record (22: the begin of the handshake, 23: what is encrypted), and there are no flags.
+
 --log FILE gets a line per frame: time, direction, type, length, session, item; preambles and actions too.
 Memory is bounded: a payload goes through in pieces, and a slow receiver slows the sender.
 """
@@ -40,6 +43,7 @@ import sys
 import time
 
 HEADER = struct.Struct("<HHIIIQQ")
+RECORD = struct.Struct(">BHH")  # of TLS: type, version, length
 PREAMBLE = 16
 PIECE = 1 << 16
 BURST = 0.01  # seconds of what a limited rate has missed that are made up for
@@ -99,6 +103,11 @@ class Flow:
 
     async def run(self):
         try:
+            while self.relay.tls:
+                head = await self.reader.readexactly(RECORD.size)
+                kind, _version, length = RECORD.unpack(head)
+                self.relay.log(self.direction, kind, length, "-", "-")
+                await self.pass_on(Frame(kind, head, length))
             await self.pass_on(Frame("preamble", await self.reader.readexactly(PREAMBLE), 0))
             while True:
                 head = await self.reader.readexactly(HEADER.size)
@@ -218,8 +227,8 @@ ACTIONS = {
 
 
 class Relay:
-    def __init__(self, listen, connect, rules, log):
-        self.listen, self.target, self.rules = listen, connect, rules
+    def __init__(self, listen, connect, rules, log, tls=False):
+        self.listen, self.target, self.rules, self.tls = listen, connect, rules, tls
         self._log = log
         self._stdin = None
         self._stdin_lock = asyncio.Lock()
@@ -300,6 +309,7 @@ def parse(argv):
     p.add_argument("--match", action="append", default=[])
     p.add_argument("--action", action="append", default=[])
     p.add_argument("--log", type=lambda path: open(path, "a", encoding="ascii"))
+    p.add_argument("--tls", action="store_true")
     options = p.parse_args(argv)
     if len(options.match) != len(options.action):
         p.error("each --match needs its --action")
@@ -312,7 +322,7 @@ def parse(argv):
 
 async def main():
     options = parse(sys.argv[1:])
-    await Relay(options.listen, options.connect, options.rules, options.log).serve()
+    await Relay(options.listen, options.connect, options.rules, options.log, options.tls).serve()
 
 
 if __name__ == "__main__":
