@@ -54,6 +54,7 @@ bench: all
 	bench/redis --size 256 --runs 1
 	bench/rounds --size 512 --runs 3
 	bench/streams --size 128 --runs 1
+	bench/tls --size 256 --runs 1
 
 install: all
 	$(MESON) install -C $(BUILD)

@@ -66,6 +66,12 @@ def three(values, digits=1):
     return [round(f(values), digits) for f in (min, statistics.median, max)]
 
 
+def first_round_mb_s(told):
+    """The rate of the first round of a migration, by the last line of its --json."""
+    first = json.loads(told.out.splitlines()[-1])["first-round"]
+    return first["transferred"] / 1000 / first["time"]
+
+
 def print_json(**fields):
     print(json.dumps(fields), flush=True)
 
