@@ -580,6 +580,119 @@ static void end_without_notice(void **state)
     rig_free(&rig);
 }
 
+/* ---- a client by hand ---- */
+
+struct hand {
+    sd_event *event;
+    struct side *server;
+    gnutls_session_t session;
+    gnutls_priority_t priority;
+    int fd;
+};
+
+/* Asks GnuTLS for something until it has been done, and lets the server answer meanwhile. */
+#define HAND_DO(hand, call)                                                                        \
+    do {                                                                                           \
+        ssize_t _r;                                                                                \
+        while ((_r = (call)) == GNUTLS_E_AGAIN && !(hand)->server->downs)                          \
+            sd_event_run((hand)->event, 1000);                                                     \
+        if (_r < 0 && !(hand)->server->downs)                                                      \
+            fail_msg(#call ": %s", gnutls_strerror((int)_r));                                      \
+    } while (0)
+
+static bool hand_up(void *user)
+{
+    return ((struct hand *)user)->server->ups;
+}
+
+static bool hand_down(void *user)
+{
+    return ((struct hand *)user)->server->downs;
+}
+
+static struct hand hand_new(void)
+{
+    struct hand hand = {0};
+    int fds[2];
+    socket_pair(fds);
+    assert_int_equal(sd_event_new(&hand.event), 0);
+    hand.server = side_new(hand.event, fds[0], made.psk, NULL, SILENCE_USEC);
+    hand.fd = fds[1];
+    assert_int_equal(set_nonblocking(hand.fd, true), 0);
+    assert_int_equal(gnutls_init(&hand.session, GNUTLS_CLIENT | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL),
+                     0);
+    assert_int_equal(gnutls_priority_init(&hand.priority,
+                                          "NORMAL:-VERS-ALL:+VERS-TLS1.3:-KX-ALL:+ECDHE-PSK", NULL),
+                     0);
+    gnutls_priority_set(hand.session, hand.priority);
+    gnutls_credentials_set(hand.session, GNUTLS_CRD_PSK, made.psk->psk_client);
+    gnutls_transport_set_int(hand.session, hand.fd);
+    HAND_DO(&hand, gnutls_handshake(hand.session));
+    struct bytes greeting = {0};
+    bytes_add_greeting(&greeting);
+    HAND_DO(&hand, gnutls_record_send(hand.session, greeting.at, greeting.length));
+    bytes_free(&greeting);
+    run_until(hand.event, hand_up, &hand, 5000);
+    return hand;
+}
+
+static void hand_free(struct hand *hand)
+{
+    side_free(hand->server);
+    gnutls_deinit(hand->session);
+    gnutls_priority_deinit(hand->priority);
+    close_fd(hand->fd);
+    sd_event_unref(hand->event);
+}
+
+static bool hand_heard(void *user)
+{
+    return ((struct hand *)user)->server->frames >= 2;
+}
+
+/* Keys are renewed in the midst of a connection, and not without end. */
+static void renewed_keys(void **state)
+{
+    (void)state;
+    struct hand hand = hand_new();
+    struct bytes frame = {0};
+    bytes_add_message(&frame, 7000, 1, 1, NULL);
+    for (unsigned i = 0; i < 2; i++) {
+        HAND_DO(&hand, gnutls_record_send(hand.session, frame.at, frame.length));
+        HAND_DO(&hand, gnutls_session_key_update(hand.session, GNUTLS_KU_PEER));
+    }
+    run_until(hand.event, hand_heard, &hand, 5000);
+    assert_int_equal(hand.server->downs, 0);
+    for (unsigned i = 0; i < 1000 && !hand.server->downs; i++) {
+        gnutls_session_key_update(hand.session, 0); /* until nobody is there to take it */
+        sd_event_run(hand.event, 0);
+    }
+    run_until(hand.event, hand_down, &hand, 5000);
+    assert_contains(hand.server->err.text, "TLS");
+    bytes_free(&frame);
+    hand_free(&hand);
+}
+
+/* Heads of records that no record has, and one that begins another handshake, behind a good one. */
+static void records_that_are_none(void **state)
+{
+    (void)state;
+    static const uint8_t heads[][9] = {
+        {23, 3, 3, 0xff, 0xff, 1, 2, 3, 4}, {23, 3, 3, 0x41, 0x20, 1, 2, 3, 4},
+        {22, 3, 3, 0, 4, 1, 0, 0, 0},       {23, 3, 3, 0, 4, 1, 2, 3, 4},
+        {99, 3, 3, 0, 4, 1, 2, 3, 4},       {21, 3, 3, 0, 2, 2, 10, 0, 0},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(heads); i++) {
+        struct hand hand = hand_new();
+        assert_int_equal(send(hand.fd, heads[i], sizeof(heads[i]), MSG_NOSIGNAL), sizeof(heads[i]));
+        shutdown(hand.fd, SHUT_WR);
+        run_until(hand.event, hand_down, &hand, 5000);
+        assert_contains(hand.server->err.text, "TLS");
+        assert_int_equal(hand.server->frames + hand.server->bulk, 0);
+        hand_free(&hand);
+    }
+}
+
 /* ---- files ---- */
 
 static void write_file(const char *path, const char *text, mode_t mode)
@@ -696,6 +809,8 @@ int main(void)
         cmocka_unit_test(slow_record_is_no_silence),
         cmocka_unit_test(garbage),
         cmocka_unit_test(end_without_notice),
+        cmocka_unit_test(renewed_keys),
+        cmocka_unit_test(records_that_are_none),
         cmocka_unit_test(bad_keys),
         cmocka_unit_test(bad_certificates),
         cmocka_unit_test(nothing_is_written_over),
