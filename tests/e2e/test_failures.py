@@ -6,6 +6,7 @@ kill and stop; every lie x every stage.  What each is judged by is in failures.p
 GODWIT_SEED=N repeats the random ones.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -356,6 +357,8 @@ def judge_restore(lane, pid, out, text, done=None):
         testbed.wait_for(lambda: not {"restoring", "held", "receiving"} & set(lane.snapshots().values()), 5, "")
     except testbed.BedError:
         raise Broken(f"the snapshot stays {lane.snapshots()}; {text}\n{lane.logs()}") from None
+    with contextlib.suppress(testbed.BedError):  # an image-cache that was killed is told by a proxy that is there, in a moment
+        testbed.wait_for(lambda: "in-doubt" not in lane.snapshots().values(), 2, "")
     snapshots = lane.snapshots()
     if len(snapshots) > 1:
         raise Broken(f"several snapshots: {snapshots}")
