@@ -279,7 +279,6 @@ static void keep_descriptor(int fd)
     fcntl(fd, F_SETFD, fcntl(fd, F_GETFD) & ~FD_CLOEXEC);
 }
 
-/* In front of what is to be preloaded already. */
 static void set_number(const char *name, int value)
 {
     char number[16];
@@ -287,6 +286,7 @@ static void set_number(const char *name, int value)
     setenv(name, number, 1);
 }
 
+/* In front of what is to be preloaded already. */
 static void preload(const struct criu_spawn *how)
 {
     const char *before = getenv("LD_PRELOAD");

@@ -27,20 +27,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/pagemap_scan.h"
 #include "criu/scan_filter.h"
-
-/* As linux/fs.h has it from 6.7 on. */
-struct pagemap_scan {
-    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-    uint64_t inverted, mask, anyof_mask, return_mask;
-};
-
-#define SCAN _IOWR('f', 16, struct pagemap_scan)
 
 enum {
     SCAN_CHECK_TRACKED = 1 << 1, /* PM_SCAN_CHECK_WPASYNC */
@@ -49,10 +41,6 @@ enum {
     IS_PRESENT = 1 << 3,
     IS_SWAPPED = 1 << 4,
     IS_ZERO = 1 << 5,
-};
-
-struct page_region {
-    uint64_t start, end, categories;
 };
 
 /* Once; whether it has been told. */

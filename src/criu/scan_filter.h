@@ -3,10 +3,13 @@
 /*
  * Between godwit and its scan filter in criu (criu/scan_filter.c).
  *
- *   $GODWIT_SCAN_FILTER_FD      the filter writes SCAN_FILTER_*, each once; one byte comes back
- * when the table is there $GODWIT_SCAN_FILTER_TABLE   a file: what need not be scanned again,
- * because godwit has done so when all tasks stood still.  Not set: there is none, nor that byte
- *   $GODWIT_SCAN_FILTER_HIDE    tasks of which criu is shown nothing, "12,15"
+ * $GODWIT_SCAN_FILTER_FD: the filter writes SCAN_FILTER_*, each once.  If there is a table, one
+ * byte comes back when it is complete.
+ *
+ * $GODWIT_SCAN_FILTER_TABLE: a file with what need not be scanned again, because godwit has done so
+ * when all tasks stood still.  Not set: there is none.
+ *
+ * $GODWIT_SCAN_FILTER_HIDE: tasks of which criu is shown nothing, "12,15".
  *
  * The table: header, tasks, areas of all of them, runs of all of them; each ascending.
  */

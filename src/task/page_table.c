@@ -3,20 +3,9 @@
 
 #include <fcntl.h>
 #include <stdio.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 
-/* As linux/fs.h has them from 6.7 on. */
-struct page_region {
-    uint64_t start, end, categories;
-};
-
-struct pagemap_scan {
-    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-    uint64_t inverted, mask, anyof_mask, return_mask;
-};
-
-#define SCAN _IOWR('f', 16, struct pagemap_scan)
+#include "base/pagemap_scan.h"
 
 enum {
     REGIONS = 4096,

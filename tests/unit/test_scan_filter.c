@@ -6,29 +6,17 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/io.h"
+#include "base/pagemap_scan.h"
 #include "migrate/scan_table.h"
 #include "task/page_table.h"
 
-/* As linux/fs.h has them from 6.7 on; what criu asks for (CRIU criu/pagemap-cache.c). */
-struct page_region {
-    uint64_t start, end, categories;
-};
-
-struct pagemap_scan {
-    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-    uint64_t inverted, mask, anyof_mask, return_mask;
-};
-
-#define SCAN _IOWR('f', 16, struct pagemap_scan)
-
+/* What criu asks for (CRIU criu/pagemap-cache.c). */
 enum { IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5, PAGES = 64 };
 
 static int (*filter_ioctl)(int fd, unsigned long request, ...);
