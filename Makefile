@@ -5,7 +5,7 @@
 #   make demo     a live Redis moves between two hosts (namespaces) of this machine
 #   make demo-remote   the same by the four commands and their daemons
 #   make check    all tests
-#   make check-vm   those that depend on the kernel, on that of this Debian release in a virtual machine
+#   make check-vm   those that want soft-dirty bits, on Debian 13's kernel in a virtual machine
 #   make bench    the benchmarks, some of them in short; all of it: bench/downtime, bench/redis, bench/rounds
 #   make install  into $(PREFIX), /usr/local unless said otherwise; DESTDIR is honoured
 
@@ -50,6 +50,7 @@ bench: all
 	scripts/setup test
 	bench/bulk
 	bench/tracking
+	bench/chain --size 256 --runs 3
 	bench/downtime --size 512 --dirty 50 --runs 3
 	bench/redis --size 256 --runs 1
 	bench/rounds --size 512 --runs 3

@@ -128,11 +128,11 @@ class Dirty:
         began = time.time_ns()
         bed.wait_for(lambda: self._words(24, 1)[0] > began, 30, f"a beat on {host.name}")
 
-    def be_quiet(self):
-        """It writes no more to its memory."""
+    def be_quiet(self, quiet=True):
+        """It writes no more to its memory; or writes on."""
         with self.home.path(self.path).open("r+b") as face:
             face.seek(56)
-            face.write((1).to_bytes(8, "little"))
+            face.write(int(quiet).to_bytes(8, "little"))
 
     def check(self, host):
         """Fails if a page is not what it was, or what was written since."""

@@ -20,14 +20,15 @@
 
 enum { INTERVAL_USEC = 200000, INTERVALS = 15, BATCH_BYTES = 1 << 20 };
 
-static struct face {
+struct face {
     volatile uint64_t written; /* pages, since the start */
     volatile uint64_t rate;    /* pages per second */
     volatile uint64_t
         sweep; /* set by who wants each page written once; then how long it took, ns */
     volatile bool ready;
     uint8_t *volatile memory;
-} * face;
+};
+static struct face *face;
 
 static uint64_t size_pages = 512 << 8, dirty_pages = 12800;
 

@@ -65,7 +65,7 @@ enum godwit_flags {
     GODWIT_STOP_AND_COPY = 16,   /* no rounds: the process stands still while it is copied */
     GODWIT_EAGER = 32,           /* it runs there once all of its memory is in place */
     GODWIT_STRICT = 64,          /* abort when the target for the downtime cannot be met */
-    GODWIT_NO_SCAN_FILTER = 128, /* criu dumps all memory, also what has been copied before */
+    GODWIT_NO_SCAN_FILTER = 128, /* nothing is preloaded into criu; see godwit-migrate(1) */
     GODWIT_VERIFY = 256,         /* compare all that was copied, before the decision */
 };
 

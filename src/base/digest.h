@@ -39,6 +39,17 @@ static inline void digest_place(struct digest *digest, uint64_t vaddr, uint64_t 
     XXH3_128bits_update(digest->state, place, sizeof(place));
 }
 
+/* The state holds up to 256 bytes of what it was given last, and its memory is somebody else's
+ * next: zeros in small pieces take their place. */
+static inline void digest_drop(struct digest *digest)
+{
+    static const uint8_t zeros[64];
+    for (size_t i = 0; digest->state && i < 8; i++)
+        XXH3_128bits_update(digest->state, zeros, sizeof(zeros));
+    XXH3_freeState(digest->state);
+    digest->state = NULL;
+}
+
 /* Writes the canonical form, which is the same on every machine, and frees the state. */
 static inline void digest_end(struct digest *digest, uint8_t out[DIGEST_BYTES])
 {
@@ -46,12 +57,5 @@ static inline void digest_end(struct digest *digest, uint8_t out[DIGEST_BYTES])
     XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(digest->state));
     for (size_t i = 0; i < DIGEST_BYTES; i++)
         out[i] = canonical.digest[i];
-    XXH3_freeState(digest->state);
-    digest->state = NULL;
-}
-
-static inline void digest_drop(struct digest *digest)
-{
-    XXH3_freeState(digest->state);
-    digest->state = NULL;
+    digest_drop(digest);
 }

@@ -2,8 +2,10 @@
 #include "base/io.h"
 
 #include <ctype.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +48,38 @@ int read_all(int fd, void *buf, size_t len)
         len -= (size_t)n;
     }
     return 0;
+}
+
+int directory_for_each(int dirfd, int (*each)(int dirfd, const char *name, void *user), void *user)
+{
+    int copy = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    if (!dir) {
+        close_fd(copy);
+        return -errno;
+    }
+    int r = 0;
+    struct dirent *entry;
+    while (r == 0 && (entry = readdir(dir))) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            r = each(dirfd, entry->d_name, user);
+    }
+    closedir(dir);
+    return r;
+}
+
+static int found_one(int dirfd, const char *name, void *user)
+{
+    (void)dirfd;
+    (void)name;
+    (void)user;
+    return 1;
+}
+
+int directory_is_empty(int dirfd)
+{
+    int r = directory_for_each(dirfd, found_one, NULL);
+    return r < 0 ? r : !r;
 }
 
 int set_nonblocking(int fd, bool on)
@@ -92,6 +126,9 @@ int unix_listen_at(int dirfd, const char *name, int type)
     _cleanup_close_ int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -errno;
+    struct stat st;
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISSOCK(st.st_mode))
+        return -EEXIST;
     if (unlinkat(dirfd, name, 0) < 0 && errno != ENOENT)
         return -errno;
     mode_t mask = umask(0077);
@@ -144,33 +181,126 @@ int unix_connect_path(const char *path, int type)
     return unix_at_path(path, type, unix_connect_at);
 }
 
-static int make_directories(const char *path)
+/* Whether nobody but root and this user can put something else in the place of what is in it. */
+static bool is_safe(const struct stat *st, bool above)
 {
-    char copy[PATH_MAX];
-    if (snprintf(copy, sizeof(copy), "%s", path) >= (int)sizeof(copy))
-        return -ENAMETOOLONG;
-    for (char *slash = strchr(copy + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        if (mkdir(copy, 0755) < 0 && errno != EEXIST)
-            return -errno;
-        *slash = '/';
-    }
-    return mkdir(copy, 0700) < 0 && errno != EEXIST ? -errno : 0;
+    bool others = st->st_mode & (S_IWGRP | S_IWOTH);
+    return (st->st_uid == geteuid() || (above && st->st_uid == 0)) &&
+           (!others || (above && st->st_mode & S_ISVTX));
 }
 
-int workdir_open(const char *path, bool create)
+/* Looks at all that is above an open directory: whoever owns that could move it away under us. */
+static int check_above(int dirfd)
+{
+    struct stat st, above;
+    if (fstat(dirfd, &st) < 0)
+        return -errno;
+    _cleanup_close_ int at = -EBADF;
+    for (;;) {
+        int up = openat(at < 0 ? dirfd : at, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (up < 0 || fstat(up, &above) < 0) {
+            int r = -errno;
+            close_fd(up);
+            return r;
+        }
+        close_fd(at);
+        at = up;
+        if (st.st_dev == above.st_dev && st.st_ino == above.st_ino)
+            return 0; /* the root is its own parent */
+        if (!is_safe(&above, true))
+            return -EACCES;
+        st = above;
+    }
+}
+
+/* Makes the directories of a path that are not there. */
+static int make_directories(const char *path)
+{
+    char above[PATH_MAX];
+    if (mkdir(path, 0700) == 0 || errno == EEXIST)
+        return 0;
+    if (errno != ENOENT)
+        return -errno;
+    if (snprintf(above, sizeof(above), "%s", path) >= (int)sizeof(above))
+        return -ENAMETOOLONG;
+    char *slash = strrchr(above, '/');
+    if (!slash || slash == above)
+        return -ENOENT;
+    *slash = '\0';
+    int r = make_directories(above);
+    return r < 0 || mkdir(path, 0700) == 0 || errno == EEXIST ? r : -errno;
+}
+
+/* what: in front of the path in errors. */
+static int open_own(const char *what, const char *path, bool create, struct error *err)
 {
     int r = create ? make_directories(path) : 0;
+    _cleanup_close_ int fd =
+        r < 0 ? r : open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat st;
+    if (r == 0 && (fd < 0 || fstat(fd, &st) < 0))
+        r = -errno;
+    if (r == -ELOOP || r == -ENOTDIR) {
+        error_set(err, FAILURE_SYSTEM, "%s%s: is no directory, or a symbolic link to one", what,
+                  path);
+        return r;
+    }
+    if (r < 0) {
+        error_set_errno(err, FAILURE_SYSTEM, r, "%s%s", what, path);
+        return r;
+    }
+    if (is_safe(&st, false))
+        return TAKE_FD(fd);
+    error_set(err, FAILURE_SYSTEM, "%s%s: must belong to this user, and be writable by nobody else",
+              what, path);
+    return -EPERM;
+}
+
+int directory_open_beneath(int dirfd, const char *path)
+{
+    const struct open_how how = {
+        .flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV,
+    };
+    int fd = (int)syscall(SYS_openat2, dirfd, path, &how, sizeof(how));
+    return fd < 0 ? -errno : fd;
+}
+
+int directory_open(const char *path, bool create, struct error *err)
+{
+    return open_own("", path, create, err);
+}
+
+int safe_directory_open(const char *what, const char *path, bool create, char **ret_path,
+                        struct error *err)
+{
+    int r = open_own(what, path, create, err);
     if (r < 0)
         return r;
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return -errno;
-    /* Whoever can write there could put a socket of their own in the place of a daemon's. */
-    if (st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH))
-        return -EPERM;
+    _cleanup_close_ int fd = r;
+    _cleanup_free_ char *absolute = realpath(path, NULL);
+    struct stat st, named;
+    r = check_above(fd);
+    if (r == 0 && (!absolute || fstat(fd, &st) < 0 || lstat(absolute, &named) < 0))
+        r = -errno;
+    else if (r == 0 && (st.st_dev != named.st_dev || st.st_ino != named.st_ino))
+        r = -EACCES; /* somebody is at it */
+    if (r == -EACCES)
+        error_set(err, FAILURE_SYSTEM,
+                  "%s%s: a directory above it belongs to another user, or others may write there",
+                  what, path);
+    else if (r < 0)
+        error_set_errno(err, FAILURE_SYSTEM, r, "%s%s", what, path);
+    if (r < 0)
+        return r;
+    if (ret_path)
+        *ret_path = TAKE_PTR(absolute);
     return TAKE_FD(fd);
+}
+
+int workdir_open(const char *path, bool create, char **ret_path, struct error *err)
+{
+    return safe_directory_open("work-dir ", path, create, ret_path, err);
 }
 
 void raise_nofile_limit(void)

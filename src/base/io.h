@@ -12,6 +12,13 @@ int write_all(int fd, const void *buf, size_t len);
  * errno. */
 int read_all(int fd, void *buf, size_t len);
 
+/* Calls each() for every name in an open directory but "." and "..", until one is not 0.  What that
+ * was, or a negative errno. */
+int directory_for_each(int dirfd, int (*each)(int dirfd, const char *name, void *user), void *user);
+
+/* Whether an open directory holds nothing: 1, 0, or a negative errno. */
+int directory_is_empty(int dirfd);
+
 int set_nonblocking(int fd, bool on);
 
 /* Closes all descriptors of the process but these, in any order, which are sorted; negative ones
@@ -19,7 +26,8 @@ int set_nonblocking(int fd, bool on);
 void close_all_but(int *keep, size_t count);
 
 /*
- * A name inside an open directory as an address for a UNIX socket.  sun_path holds 108 bytes and a
+ * A name inside an open directory as an address for a UNIX socket; what is there already and is no
+ * socket is left alone (-EEXIST).  sun_path holds 108 bytes and a
  * work-dir may be longer, so the address goes through /proc/self/fd.  0, or a negative errno.
  */
 int unix_listen_at(int dirfd, const char *name, int type);
@@ -29,9 +37,23 @@ int unix_connect_at(int dirfd, const char *name, int type);
 int unix_listen_path(const char *path, int type);
 int unix_connect_path(const char *path, int type);
 
-/* Opens a work-dir, making it (mode 0700) if asked to; it must belong to this user, be writable by
- * nobody else (-EPERM) and be no link.  fd, or a negative errno. */
-int workdir_open(const char *path, bool create);
+/* Opens a directory below an open one, on the same mount and with no symbolic link on the way.  fd,
+ * or a negative errno. */
+int directory_open_beneath(int dirfd, const char *path);
+
+/* Opens a directory, making it and what is above it (mode 0700) if asked to; it must belong to this
+ * user, be writable by nobody else and be no symbolic link.  fd, or a negative errno with *err set.
+ */
+int directory_open(const char *path, bool create, struct error *err);
+
+/*
+ * The same of a directory that is gone to by its path too: all directories above it must be root's
+ * or this user's, and what others may write to sticky.  what: in front of the path in errors.
+ * *ret_path (may be NULL): the same without links, to be freed.
+ */
+int safe_directory_open(const char *what, const char *path, bool create, char **ret_path,
+                        struct error *err);
+int workdir_open(const char *path, bool create, char **ret_path, struct error *err);
 
 /*
  * Raises RLIMIT_NOFILE to its hard limit: a dump may hold thousands of pipes open at once.

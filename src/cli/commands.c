@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/hidden.h"
 #include "cli/main.h"
 
 const struct command commands[] = {
@@ -18,11 +19,18 @@ const struct command commands[] = {
      command_image_cache},
     {"image-proxy", "Carries snapshots from the source host to an image-cache", "", proxy_options,
      command_image_proxy},
+    {"pre-dump", "Copies the memory of a process tree that runs on", "[-- CRIU OPTIONS]",
+     pre_dump_options, command_pre_dump},
     {"dump", "Checkpoints a process tree", "[-- CRIU OPTIONS]", dump_options, command_dump},
     {"restore", "Restores a process tree", "[-- CRIU OPTIONS]", restore_options, command_restore},
     {"status", "Shows what the daemons of a work-dir hold and do", "", status_options,
      command_status},
-    {"forget", "Removes a snapshot from the image-cache", "ID", forget_options, command_forget},
+    {"forget", "Removes a snapshot from the image-cache, or ends the following of a process", "ID",
+     forget_options, command_forget},
+    {"export", "Writes a snapshot to a directory, as images of criu", "ID DIR", export_options,
+     command_export},
+    {"import", "Gives images of criu in a directory to the image-cache", "DIR", import_options,
+     command_import},
     {"keygen", "Makes certificates or a key for links between hosts", "DIR HOST[,NAME...]...",
      keygen_options, command_keygen},
     {"completion", "Prints the completion script for bash", "", NULL, command_completion},
@@ -54,6 +62,7 @@ int godwit_main(int argc, char **argv)
         printf("godwit %s\n", GODWIT_VERSION);
         return 0;
     }
+    hidden_process();
     const struct command *command = command_find(argv[1]);
     if (!command) {
         fprintf(stderr, "godwit: %s: no such command (godwit --help)\n", argv[1]);

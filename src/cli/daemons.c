@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "daemon/admit.h"
 #include "daemon/attach.h"
 #include "daemon/cache.h"
 #include "daemon/proxy.h"
@@ -70,13 +71,25 @@ const struct option_row cache_options[] = {
                                                  AT(options.memory_limit), "SIZE",
                                                  "for snapshots (default: 80 % of what is free)"},
     {0, "accept", OPTION_FLAG, AT(options.accept), NULL, "restore what godwit migrate sends"},
+    {0, "accept-from", OPTION_STRING, AT(options.accept_from), "NAMES",
+     "only from hosts whose certificate has one of these names"},
+    {0, "accept-options", OPTION_STRING, AT(options.accept_options), "NAMES",
+     "options for criu that they may ask for (default: harmless ones)"},
+    {0, "spool", OPTION_STRING, AT(options.spool), "DIR",
+     "write snapshots there too, as images of criu, as soon as they are ready"},
     {0, "stdio", OPTION_FLAG, AT(stdio), NULL,
      "the link is standard input and output; starts an image-cache if there is none"},
+    {0, "page-server", OPTION_STRING, AT(options.page_server), "PORT",
+     "for criu lazy-pages --page-server: a port of this host"},
     {0, "criu", OPTION_STRING, AT(options.criu), "PATH",
      "with --accept: the criu to use (default: $GODWIT_CRIU, PATH)"},
     {0}};
 
-const struct option_row proxy_options[] = {DAEMON_ROWS("host of the image-cache"){0}};
+const struct option_row proxy_options[] = {
+    DAEMON_ROWS("host of the image-cache"){
+        0, "page-server", OPTION_STRING, AT(options.page_server), "PORT",
+        "for criu --page-server: a port of this host, or unix:PATH"},
+    {0}};
 
 /* A file given relative to the work-dir, as an absolute path in buf. */
 static int in_workdir(const char *workdir, const char **path, char *buf, size_t size,
@@ -122,6 +135,8 @@ static int run_daemon(const char *name, int argc, char **argv,
     if (r == 0 && options->ps_socket >= 0 && credential_files_named(&options->credentials))
         r = error_set(&err, FAILURE_USAGE,
                       "--ps-socket is used as it is: leave out --tls-* and --psk-file");
+    if (r == 0)
+        r = admit_check(options, &err);
     options->log_level = values.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
     if (options->daemonize.background && !options->daemonize.log) {
         snprintf(log, sizeof(log), "%s.log", name);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* godwit dump: with --remote through the image-proxy, without it plain criu. */
+/* godwit dump and godwit pre-dump: with --remote through the image-proxy, without it plain criu. */
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
@@ -14,11 +14,13 @@
 #include "cli/session.h"
 #include "criu/dump.h"
 #include "task/task.h"
+#include "task/tree.h"
 #include "wire/message.h"
 
 struct values {
-    bool remote, leave_running, leave_stopped, json;
-    const char *workdir, *directory, *snapshot, *log, *criu;
+    bool remote, leave_running, leave_stopped, json, pre_dump;
+    const char *workdir, *directory, *snapshot, *parent, *log, *criu, *how;
+    enum godwit_tracker tracker;
     uint64_t pid, silence_usec;
 };
 
@@ -28,6 +30,8 @@ const struct option_row dump_options[] = {
     {'t', "tree", OPTION_NUMBER, AT(pid), "PID", "root task of the tree to dump"},
     {0, "remote", OPTION_FLAG, AT(remote), NULL, "through the image-proxy, touching no disk"},
     {0, "snapshot", OPTION_STRING, AT(snapshot), "ID", "name of the snapshot (default: made up)"},
+    {0, "parent", OPTION_STRING, AT(parent), "ID",
+     "only what was written since that snapshot (default: the newest of the process, if any)"},
     {0, "leave-running", OPTION_FLAG, AT(leave_running), NULL, "let the process run on"},
     {0, "leave-stopped", OPTION_FLAG, AT(leave_stopped), NULL, "leave it stopped"},
     {'W', "work-dir", OPTION_STRING, AT(workdir), "DIR",
@@ -42,24 +46,58 @@ const struct option_row dump_options[] = {
     {0},
 };
 
+const struct option_row pre_dump_options[] = {
+    {'t', "tree", OPTION_NUMBER, AT(pid), "PID", "root task of the tree"},
+    {0, "remote", OPTION_FLAG, AT(remote), NULL, "through the image-proxy, touching no disk"},
+    {0, "snapshot", OPTION_STRING, AT(snapshot), "ID", "name of the snapshot (default: made up)"},
+    {0, "parent", OPTION_STRING, AT(parent), "ID",
+     "only what was written since that snapshot (default: the newest of the process, if any)"},
+    {0, "tracker", OPTION_STRING, AT(how), "HOW",
+     "uffd-wp, soft-dirty, compare or auto: how to tell what it has written (default: auto)"},
+    {'W', "work-dir", OPTION_STRING, AT(workdir), "DIR",
+     "work-dir of the image-proxy (default: " DAEMON_DEFAULT_WORKDIR ")"},
+    {'D', "images-dir", OPTION_STRING, AT(directory), "DIR",
+     "without --remote: write images there"},
+    {'o', "log-file", OPTION_STRING, AT(log), "LOG", "without --remote: log of criu"},
+    {0, "criu", OPTION_STRING, AT(criu), "PATH", "without --remote: the criu to use"},
+    {0, "timeout", OPTION_SECONDS, AT(silence_usec), "SECONDS",
+     "silence after which the image-proxy is dead (default: 10)"},
+    {0, "json", OPTION_FLAG, AT(json), NULL, "print the result as JSON"},
+    {0},
+};
+
 struct dump_run {
     const struct values *values;
     char **passed;
     char *criu;
     char hook[PATH_MAX];
     struct session session;
-    char id[128];
+    char id[128], parent[128];
     uint64_t token;
+    bool narrow;  /* criu is to be shown only what was written since the parent */
+    char *hidden; /* and nothing of these tasks */
 
     int process_fd; /* pidfd of the root task */
     struct criu_dump dump;
-    int lifeline_fd;  /* write end: criu's alone once it runs */
-    int proxy_fds[4]; /* enum dump_fd */
+    int lifeline_fd; /* write end: criu's alone once it runs */
+    int filter_fd;   /* the same, the scan filter's in it */
+    int proxy_fds[DUMP_FDS];
 };
 
 /* ---- preparing ---- */
 
-static int open_descriptors(struct dump_run *run, struct error *err)
+/* A pipe whose read end goes to the proxy. */
+static int open_pipe(struct dump_run *run, enum dump_fd which, int *ret_write, struct error *err)
+{
+    int pair[2];
+    if (pipe2(pair, O_CLOEXEC) < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "a pipe for criu");
+    run->proxy_fds[which] = pair[0];
+    *ret_write = pair[1];
+    return 0;
+}
+
+static int open_process(struct dump_run *run, struct error *err)
 {
     int pid = (int)run->values->pid;
     run->proxy_fds[DUMP_FD_PROCESS] = (int)syscall(SYS_pidfd_open, pid, 0);
@@ -67,16 +105,30 @@ static int open_descriptors(struct dump_run *run, struct error *err)
         return error_set_errno(err, errno == ESRCH ? FAILURE_NOT_FOUND : FAILURE_SYSTEM, errno,
                                "process %d", pid);
     run->process_fd = fcntl(run->proxy_fds[DUMP_FD_PROCESS], F_DUPFD_CLOEXEC, 3);
+    return 0;
+}
+
+static int open_descriptors(struct dump_run *run, struct error *err)
+{
     if (criu_dump_open(&run->dump, err) < 0)
         return -1;
     run->proxy_fds[DUMP_FD_IMAGES] = fcntl(run->dump.images_fd, F_DUPFD_CLOEXEC, 3);
     run->proxy_fds[DUMP_FD_PAGES] = TAKE_FD(run->dump.pages_peer_fd);
-    int pair[2];
-    if (pipe2(pair, O_CLOEXEC) < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "a pipe for criu");
-    run->proxy_fds[DUMP_FD_LIFELINE] = pair[0];
-    run->lifeline_fd = pair[1];
-    return 0;
+    return open_pipe(run, DUMP_FD_LIFELINE, &run->lifeline_fd, err) < 0
+               ? -1
+               : open_pipe(run, DUMP_FD_FILTER, &run->filter_fd, err);
+}
+
+/* A device may write into the memory of such a tree unseen: then only comparing tells. */
+static bool has_direct_files(pid_t root)
+{
+    struct tree tree;
+    struct error err;
+    if (tree_look(root, &tree, &err) < 0)
+        return false; /* whoever looks next says so */
+    bool direct = tree.direct;
+    tree_free(&tree);
+    return direct;
 }
 
 static int request(struct dump_run *run, struct error *err)
@@ -88,8 +140,13 @@ static int request(struct dump_run *run, struct error *err)
     open.pid = (uint32_t)run->values->pid;
     open.command = command;
     open.source_lives_on = run->values->leave_running || run->values->leave_stopped;
+    open.pre_dump = run->values->pre_dump;
+    open.parent = (char *)(run->values->parent ? run->values->parent : "");
+    open.tracker = run->values->tracker;
+    if (open.tracker == GODWIT_TRACKER_AUTO && has_direct_files((pid_t)run->values->pid))
+        open.tracker = GODWIT_TRACKER_COMPARE;
     int r = local_send(run->session.daemon, LOCAL_DUMP_OPEN, &open.base, run->proxy_fds,
-                       ARRAY_SIZE(run->proxy_fds));
+                       open.pre_dump ? DUMP_FD_PROCESS + 1 : DUMP_FDS);
     if (r < 0)
         return error_set_errno(err, FAILURE_PEER, r, "asking the image-proxy");
     for (size_t i = 0; i < ARRAY_SIZE(run->proxy_fds); i++)
@@ -105,7 +162,19 @@ static int request(struct dump_run *run, struct error *err)
         return -1;
     const Godwit__Pb__DumpOpened *opened = (const Godwit__Pb__DumpOpened *)message;
     snprintf(run->id, sizeof(run->id), "%s", opened->id);
+    snprintf(run->parent, sizeof(run->parent), "%s", opened->parent);
     run->token = opened->token;
+    run->narrow = opened->narrow;
+    if (opened->hidden.len > 0)
+        run->hidden = strndup((const char *)opened->hidden.data, opened->hidden.len);
+    if (opened->hidden.len > 0 && !run->hidden)
+        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "dump");
+    const char *const warnings[] = {opened->why_full, opened->skipped};
+    for (size_t i = 0; i < ARRAY_SIZE(warnings); i++) {
+        if (*warnings[i])
+            fprintf(stderr, "godwit %s: snapshot %s: %s\n",
+                    run->values->pre_dump ? "pre-dump" : "dump", run->id, warnings[i]);
+    }
     return 0;
 }
 
@@ -161,10 +230,17 @@ static int run_criu(struct dump_run *run, struct error *err)
 {
     struct criu_args args = {0};
     build_arguments(run, &args);
-    int keep[] = {run->dump.images_fd, run->dump.pages_fd, run->lifeline_fd};
+    int keep[] = {run->dump.images_fd, run->dump.pages_fd, run->lifeline_fd, run->filter_fd};
+    char filter[PATH_MAX];
+    struct error no_filter; /* then criu dumps all memory again */
+    bool narrow = run->narrow && criu_find_scan_filter(filter, sizeof(filter), &no_filter) == 0;
     struct criu_spawn spawn = {
         .keep = keep,
         .keep_count = ARRAY_SIZE(keep),
+        .scan_filter = narrow ? filter : NULL,
+        .scan_filter_fd = run->filter_fd,
+        .scan_filter_table = -EBADF,
+        .scan_filter_hidden = run->hidden,
         .hook_workdir = run->session.workdir_path,
         .hook_token = run->token,
         .hook_silence_usec = run->session.silence_usec,
@@ -176,6 +252,7 @@ static int run_criu(struct dump_run *run, struct error *err)
     if (watch.criu < 0)
         return -1;
     run->lifeline_fd = close_fd(run->lifeline_fd);
+    run->filter_fd = close_fd(run->filter_fd);
     int r = session_run(&run->session, &watch, err);
     close_fd(watch.criu_pidfd);
     if (r < 0)
@@ -189,31 +266,56 @@ static void report(const struct dump_run *run, double seconds)
 {
     char size[24];
     if (run->values->json)
-        printf("{\"snapshot\": \"%s\", \"pid\": %u, \"bytes\": %llu, \"seconds\": %.3f}\n", run->id,
-               (unsigned)run->values->pid, (unsigned long long)run->session.bytes, seconds);
+        printf("{\"snapshot\": \"%s\", \"parent\": \"%s\", \"pid\": %u, \"bytes\": %llu, "
+               "\"seconds\": %.3f}\n",
+               run->id, run->parent, (unsigned)run->values->pid,
+               (unsigned long long)run->session.bytes, seconds);
     else
-        printf("process %u dumped as snapshot %s: %s in %.2f s\n", (unsigned)run->values->pid,
-               run->id, format_bytes(run->session.bytes, size), seconds);
+        printf("process %u %sdumped as snapshot %s%s%s: %s in %.2f s\n", (unsigned)run->values->pid,
+               run->values->pre_dump ? "pre-" : "", run->id, *run->parent ? ", based on " : "",
+               run->parent, format_bytes(run->session.bytes, size), seconds);
 }
 
-static int dump_remote_steps(struct dump_run *run, struct error *err)
+/* The proxy reads the memory itself; it goes on if we are gone. */
+static int pre_dump_steps(struct dump_run *run, struct error *err)
+{
+    struct local_packet packet;
+    if (session_open(&run->session, run->values->workdir, LOCAL_PROXY_SOCKET, "image-proxy", err) <
+            0 ||
+        open_process(run, err) < 0 || request(run, err) < 0 ||
+        session_expect(&run->session, LOCAL_DONE, &packet, err) < 0)
+        return -1;
+    local_packet_close(&packet);
+    return 0;
+}
+
+static int dump_steps(struct dump_run *run, struct error *err)
 {
     const struct values *values = run->values;
     if (criu_check_options(run->passed, criu_count_options(run->passed), err) < 0)
         return -1;
+    run->criu = criu_find(values->criu, err);
+    if (!run->criu || criu_find_hook(run->hook, sizeof(run->hook), err) < 0)
+        return -1;
+    if (session_open(&run->session, values->workdir, LOCAL_PROXY_SOCKET, "image-proxy", err) < 0 ||
+        open_process(run, err) < 0 || open_descriptors(run, err) < 0 || request(run, err) < 0 ||
+        session_make_directory(&run->session, "dump", run->id, values->log, err) < 0)
+        return -1;
+    return run_criu(run, err);
+}
+
+static int check_remote(const struct values *values, char **passed, struct error *err)
+{
     if (values->directory)
         return error_set(err, FAILURE_USAGE,
                          "-D %s: with --remote nothing is written to a "
                          "directory: leave it out",
                          values->directory);
-    run->criu = criu_find(values->criu, err);
-    if (!run->criu || criu_find_hook(run->hook, sizeof(run->hook), err) < 0)
-        return -1;
-    if (session_open(&run->session, values->workdir, LOCAL_PROXY_SOCKET, "image-proxy", err) < 0 ||
-        open_descriptors(run, err) < 0 || request(run, err) < 0 ||
-        session_make_directory(&run->session, "dump", run->id, values->log, err) < 0)
-        return -1;
-    return run_criu(run, err);
+    if (values->pre_dump && (passed || values->log || values->criu))
+        return error_set(
+            err, FAILURE_USAGE,
+            "with --remote no criu is started for a pre-dump: leave out what is for it");
+    return 0;
 }
 
 static int dump_remote(const struct values *values, char **passed, struct error *err)
@@ -225,10 +327,13 @@ static int dump_remote(const struct values *values, char **passed, struct error 
         .process_fd = -EBADF,
         .dump = CRIU_DUMP_CLOSED,
         .lifeline_fd = -EBADF,
-        .proxy_fds = {-EBADF, -EBADF, -EBADF, -EBADF},
+        .filter_fd = -EBADF,
+        .proxy_fds = {-EBADF, -EBADF, -EBADF, -EBADF, -EBADF},
     };
     uint64_t began = now_usec();
-    int r = dump_remote_steps(&run, err);
+    int r = check_remote(values, passed, err);
+    if (r == 0)
+        r = values->pre_dump ? pre_dump_steps(&run, err) : dump_steps(&run, err);
     if (r == 0 && run.session.directory[0])
         session_remove_directory(&run.session);
     session_close(&run.session);
@@ -237,22 +342,28 @@ static int dump_remote(const struct values *values, char **passed, struct error 
     close_fd(run.process_fd);
     criu_dump_close(&run.dump);
     close_fd(run.lifeline_fd);
+    close_fd(run.filter_fd);
     for (size_t i = 0; i < ARRAY_SIZE(run.proxy_fds); i++)
         close_fd(run.proxy_fds[i]);
     free(run.criu);
+    free(run.hidden);
     return r;
 }
 
 static int dump_plain(const struct values *values, char **passed, struct error *err)
 {
     struct criu_args options = {0};
+    if (values->parent || values->how)
+        return error_set(err, FAILURE_USAGE,
+                         "--parent and --tracker go with --remote; criu has --prev-images-dir and "
+                         "--track-mem, behind --");
     criu_args_add(&options, "-t%u", (unsigned)values->pid);
     if (values->leave_running)
         criu_args_add(&options, "--leave-running");
     if (values->leave_stopped)
         criu_args_add(&options, "--leave-stopped");
     struct plain_run run = {
-        .action = "dump",
+        .action = values->pre_dump ? "pre-dump" : "dump",
         .criu = values->criu,
         .directory = values->directory,
         .workdir = values->workdir,
@@ -284,10 +395,11 @@ static int check_memory(pid_t root, struct error *err)
     return r;
 }
 
-int command_dump(int argc, char **argv)
+static int run_command(const char *name, int argc, char **argv)
 {
-    const struct command *command = command_find("dump");
-    struct values values = {.silence_usec = DAEMON_DEFAULT_SILENCE_USEC};
+    const struct command *command = command_find(name);
+    struct values values = {.silence_usec = DAEMON_DEFAULT_SILENCE_USEC,
+                            .pre_dump = strcmp(name, "pre-dump") == 0};
     char **rest, **passed;
     struct error err = {0};
     int r = options_parse(command, argc, argv, &values, &rest, &passed, &err);
@@ -297,14 +409,26 @@ int command_dump(int argc, char **argv)
         r = error_set(&err, FAILURE_USAGE,
                       "%s: no argument is expected; options of criu go behind --", *rest);
     if (r == 0 && values.pid == 0)
-        r = error_set(&err, FAILURE_USAGE, "-t PID is missing: the process to dump");
+        r = error_set(&err, FAILURE_USAGE, "-t PID is missing or 0: the process to dump");
     if (r == 0 && values.silence_usec < USEC_PER_SEC)
         r = error_set(&err, FAILURE_USAGE, "--timeout: at least 1 s");
     if (r == 0 && values.remote && !values.workdir)
         values.workdir = DAEMON_DEFAULT_WORKDIR;
     if (r == 0)
+        r = options_take_tracker(values.how, &values.tracker, &err);
+    if (r == 0)
         r = check_memory((pid_t)values.pid, &err);
     if (r == 0)
         r = values.remote ? dump_remote(&values, passed, &err) : dump_plain(&values, passed, &err);
     return r < 0 ? command_fail(command, &err) : 0;
+}
+
+int command_dump(int argc, char **argv)
+{
+    return run_command("dump", argc, argv);
+}
+
+int command_pre_dump(int argc, char **argv)
+{
+    return run_command("pre-dump", argc, argv);
 }

@@ -21,27 +21,16 @@ struct values {
 
 #define AT(field) offsetof(struct values, field)
 
-/* What both commands take. */
-#define COMMON_ROWS                                                                                \
-    {'W',         "work-dir", OPTION_STRING,                                                       \
-     AT(workdir), "DIR",      "journal and logs (default: " DAEMON_DEFAULT_WORKDIR ")"},           \
-        {0,        "criu", OPTION_STRING,                                                          \
-         AT(criu), "PATH", "the criu to use (default: $GODWIT_CRIU, PATH)"},                       \
-        {0,                                                                                        \
-         "timeout",                                                                                \
-         OPTION_SECONDS,                                                                           \
-         AT(timeout_usec),                                                                         \
-         "SECONDS",                                                                                \
-         "silence after which the other host is dead (default: 10)"},                              \
-        {0,           "insecure",                                                                  \
-         OPTION_FLAG, AT(insecure),                                                                \
-         NULL,        "plain text beyond this host: nothing is encrypted"},                        \
-        CREDENTIAL_ROWS(credentials),                                                              \
-    {                                                                                              \
-        0, "json", OPTION_FLAG, AT(json), NULL, "one JSON object per line"                         \
-    }
-
 /* clang-format off */
+/* What both commands take. */
+#define COMMON_ROWS \
+    {'W', "work-dir", OPTION_STRING, AT(workdir), "DIR", "journal and logs (default: " DAEMON_DEFAULT_WORKDIR ")"}, \
+    {0, "criu", OPTION_STRING, AT(criu), "PATH", "the criu to use (default: $GODWIT_CRIU, PATH)"}, \
+    {0, "timeout", OPTION_SECONDS, AT(timeout_usec), "SECONDS", "silence after which the other host is dead (default: 10)"}, \
+    {0, "insecure", OPTION_FLAG, AT(insecure), NULL, "plain text beyond this host: nothing is encrypted"}, \
+    CREDENTIAL_ROWS(credentials), \
+    {0, "json", OPTION_FLAG, AT(json), NULL, "one JSON object per line"}
+
 const struct option_row migrate_options[] = {
     {'t', "tree", OPTION_NUMBER, AT(pid), "PID", "root task of the tree to move"},
     COMMON_ROWS,
@@ -55,7 +44,7 @@ const struct option_row migrate_options[] = {
     {0, "stop-and-copy", OPTION_FLAG, AT(stop_and_copy), NULL, "the process stands still while its memory is copied"},
     {0, "eager", OPTION_FLAG, AT(eager), NULL, "it starts there when all of its memory is in place"},
     {0, "verify", OPTION_FLAG, AT(verify), NULL, "compare all that was copied before the process may start there"},
-    {0, "no-scan-filter", OPTION_FLAG, AT(no_scan_filter), NULL, "criu dumps all memory, also what has been copied"},
+    {0, "no-scan-filter", OPTION_FLAG, AT(no_scan_filter), NULL, "nothing is preloaded into criu"},
     {0, "dry-run", OPTION_FLAG, AT(dry_run), NULL, "end before anything is touched"},
     {0, "progress", OPTION_STRING, AT(progress), "HOW", "auto, bar, plain or none (default: auto)"},
     {0},
@@ -326,26 +315,6 @@ static int take_progress(struct run *run, struct error *err)
     return 0;
 }
 
-static int take_tracker(struct run *run, struct error *err)
-{
-    static const char *const names[] = {
-        [GODWIT_TRACKER_AUTO] = "auto",
-        [GODWIT_TRACKER_UFFD_WP] = "uffd-wp",
-        [GODWIT_TRACKER_COMPARE] = "compare",
-        [GODWIT_TRACKER_SOFT_DIRTY] = "soft-dirty",
-    };
-    const char *how = run->values->tracker;
-    if (!how)
-        return 0;
-    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        if (strcmp(how, names[i]) == 0) {
-            run->tracker = (enum godwit_tracker)i;
-            return 0;
-        }
-    }
-    return error_set(err, FAILURE_USAGE, "--tracker %s: uffd-wp, soft-dirty, compare or auto", how);
-}
-
 static int parse(const struct command *command, int argc, char **argv, struct values *values,
                  struct run *run, char ***passed, struct error *err)
 {
@@ -359,7 +328,9 @@ static int parse(const struct command *command, int argc, char **argv, struct va
         return error_set(err, FAILURE_USAGE, "%s: one target is expected", rest[1]);
     if (values->timeout_usec < 100 * USEC_PER_MSEC)
         return error_set(err, FAILURE_USAGE, "--timeout: at least 0.1 s");
-    return take_tracker(run, err) < 0 ? -1 : take_progress(run, err);
+    return options_take_tracker(run->values->tracker, &run->tracker, err) < 0
+               ? -1
+               : take_progress(run, err);
 }
 
 /* What is not given is the library's to choose, and no round at all is another way of doing it. */
@@ -393,7 +364,7 @@ int command_migrate(int argc, char **argv)
     if (r == 0)
         r = check_streams(&values, &err);
     if (r == 0 && values.pid == 0)
-        r = error_set(&err, FAILURE_USAGE, "-t PID is missing: the process to move");
+        r = error_set(&err, FAILURE_USAGE, "-t PID is missing or 0: the process to move");
     if (r == 0 && !run.target)
         r = error_set(&err, FAILURE_USAGE, "TARGET is missing: the host to move it to");
     if (r == 0)

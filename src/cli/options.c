@@ -154,8 +154,11 @@ int options_parse(const struct command *command, int argc, char **argv, void *va
             return error_set(err, FAILURE_USAGE, "-%c: no such option (godwit %s --help)", optopt,
                              command->name);
         if (found == '?')
-            return error_set(err, FAILURE_USAGE, "%s: no such option (godwit %s --help)",
-                             argv[optind - 1], command->name);
+            return error_set(err, FAILURE_USAGE, "%s: no such option (godwit %s --help)%s",
+                             argv[optind - 1], command->name,
+                             command->arguments && strstr(command->arguments, "[-- ")
+                                 ? "; options for criu go behind --"
+                                 : "");
         if (found == ':')
             return error_set(err, FAILURE_USAGE, "%s: its argument is missing", argv[optind - 1]);
         if (option_set(option_find(command, found), optarg, values, err) < 0)
@@ -163,4 +166,21 @@ int options_parse(const struct command *command, int argc, char **argv, void *va
     }
     *ret_rest = argv + optind;
     return 0;
+}
+
+int options_take_tracker(const char *how, enum godwit_tracker *ret, struct error *err)
+{
+    static const char *const names[] = {
+        [GODWIT_TRACKER_AUTO] = "auto",
+        [GODWIT_TRACKER_UFFD_WP] = "uffd-wp",
+        [GODWIT_TRACKER_COMPARE] = "compare",
+        [GODWIT_TRACKER_SOFT_DIRTY] = "soft-dirty",
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        if (strcmp(how ? how : "auto", names[i]) == 0) {
+            *ret = (enum godwit_tracker)i;
+            return 0;
+        }
+    }
+    return error_set(err, FAILURE_USAGE, "--tracker %s: uffd-wp, soft-dirty, compare or auto", how);
 }

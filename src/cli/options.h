@@ -5,6 +5,7 @@
  * says where its value goes.  The same tables print the usage and the shell completion.
  */
 #include "base/error.h"
+#include "godwit.h"
 
 enum option_kind {
     OPTION_FLAG,    /* bool: true */
@@ -25,26 +26,16 @@ struct option_row {
     const char *help;
 };
 
+/* clang-format off */
 /* Rows for struct credential_files, whose members are at AT(files.cacert) and so on. */
-#define CREDENTIAL_ROWS(files)                                                                     \
-    {0,                                                                                            \
-     "tls-cacert",                                                                                 \
-     OPTION_STRING,                                                                                \
-     AT(files.cacert),                                                                             \
-     "FILE",                                                                                       \
-     "authority that has signed the other host's certificate (default: in /etc/godwit/tls)"},      \
-        {0,                                                                                        \
-         "tls-cacrl",                                                                              \
-         OPTION_STRING,                                                                            \
-         AT(files.cacrl),                                                                          \
-         "FILE",                                                                                   \
-         "certificates that it has revoked"},                                                      \
-        {0, "tls-cert", OPTION_STRING, AT(files.cert), "FILE", "certificate of this host"},        \
-        {0, "tls-key", OPTION_STRING, AT(files.key), "FILE", "its private key"},                   \
-    {                                                                                              \
-        0, "psk-file", OPTION_STRING, AT(files.psk), "FILE",                                       \
-            "instead of certificates: a key that both hosts have"                                  \
-    }
+#define CREDENTIAL_ROWS(files) \
+    {0, "tls-cacert", OPTION_STRING, AT(files.cacert), "FILE", \
+     "authority that has signed the other host's certificate (default: in /etc/godwit/tls)"}, \
+    {0, "tls-cacrl", OPTION_STRING, AT(files.cacrl), "FILE", "certificates that it has revoked"}, \
+    {0, "tls-cert", OPTION_STRING, AT(files.cert), "FILE", "certificate of this host"}, \
+    {0, "tls-key", OPTION_STRING, AT(files.key), "FILE", "its private key"}, \
+    {0, "psk-file", OPTION_STRING, AT(files.psk), "FILE", "instead of certificates: a key that both hosts have"}
+/* clang-format on */
 
 struct command {
     const char *name;
@@ -68,6 +59,9 @@ const struct command *command_find(const char *name);
  */
 int options_parse(const struct command *command, int argc, char **argv, void *values,
                   char ***ret_rest, char ***ret_passed, struct error *err);
+
+/* The value of --tracker; NULL: it was not given.  0, or -1 with *err set. */
+int options_take_tracker(const char *how, enum godwit_tracker *ret, struct error *err);
 
 void command_usage(const struct command *command);
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* godwit resolve: what of a migration is in doubt on this host, and the operator's word on it. */
+#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -48,9 +50,9 @@ static void print_entry(const struct journal_entry *entry, void *user)
 
 static int list(const struct values *values, struct error *err)
 {
-    _cleanup_close_ int workdir = workdir_open(values->workdir, false);
+    _cleanup_close_ int workdir = workdir_open(values->workdir, false, NULL, err);
     if (workdir < 0 && workdir != -ENOENT)
-        return error_set_errno(err, FAILURE_SYSTEM, workdir, "work-dir %s", values->workdir);
+        return -1;
     struct count count = {0};
     if (workdir >= 0) {
         place_clear_up(workdir);
@@ -100,8 +102,15 @@ static int resolve_source(const struct values *values, int workdir, const char *
 
 /* ---- on the destination: the image-cache knows ---- */
 
-static int resolve_destination(const struct values *values, const char *id, struct error *err)
+static int resolve_destination(const struct values *values, int workdir, const char *id,
+                               struct error *err)
 {
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "images/%s", id);
+    if (faccessat(workdir, path, F_OK, 0) < 0)
+        return error_set(err, FAILURE_NOT_FOUND,
+                         "%s: no such migration is open here, neither from this host nor to it",
+                         id);
     if (!values->resume && !values->kill)
         return error_set(err, FAILURE_DOUBT,
                          "%s: say whether the copy of this host is to run (--resume) or to end "
@@ -129,13 +138,14 @@ static int resolve_destination(const struct values *values, const char *id, stru
 static int resolve(const struct values *values, const char *id, struct error *err)
 {
     struct journal_entry entry;
-    _cleanup_close_ int workdir = workdir_open(values->workdir, false);
+    _cleanup_close_ int workdir = workdir_open(values->workdir, false, NULL, err);
+    if (workdir == -ENOENT)
+        err->code = FAILURE_NOT_FOUND;
     if (workdir < 0)
-        return error_set_errno(err, workdir == -ENOENT ? FAILURE_NOT_FOUND : FAILURE_SYSTEM,
-                               workdir, "work-dir %s", values->workdir);
+        return -1;
     if (journal_read(workdir, id, &entry) == 0)
         return resolve_source(values, workdir, id, err);
-    return resolve_destination(values, id, err);
+    return resolve_destination(values, workdir, id, err);
 }
 
 int command_resolve(int argc, char **argv)

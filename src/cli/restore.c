@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* godwit restore: with --remote from the image-cache, without it plain criu. */
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -13,6 +15,8 @@
 #include "cli/plain.h"
 #include "cli/session.h"
 #include "criu/process.h"
+#include "migrate/restore_images.h"
+#include "store/chain.h"
 #include "wire/message.h"
 
 struct values {
@@ -52,9 +56,14 @@ struct restore_run {
     char *criu;
     char hook[PATH_MAX], pidfile[PATH_MAX];
     struct session session;
-    char id[128], images[PATH_MAX];
-    uint64_t token;
+    struct session_snapshot snapshot;
+    int images_fd, memory_fd; /* of the snapshot; memory: holds the lock of who moves pages */
+    int stream_fd;            /* the directory of the socket that criu asks for images, or -EBADF */
+    bool completed;           /* the hook writes memory, and criu has images of its own */
 };
+
+#define STREAM_SOCKET "streamer-serve.sock" /* criu's name for it */
+#define COMPLETED_IMAGES "../restore"       /* beside those of the snapshot */
 
 static int request(struct restore_run *run, struct error *err)
 {
@@ -64,22 +73,74 @@ static int request(struct restore_run *run, struct error *err)
     open.wait_usec = values->wait_usec;
     open.keep = values->keep;
     open.take_over = values->take_over;
-    int r = local_send(run->session.daemon, LOCAL_RESTORE_OPEN, &open.base, NULL, 0);
+    return session_open_snapshot(&run->session, &open, &run->snapshot, err);
+}
+
+static int put_together(const struct restore_run *run)
+{
+    return run->snapshot.moved ? chain_move_flat(run->memory_fd, run->images_fd)
+                               : chain_copy_flat(run->memory_fd, run->images_fd);
+}
+
+/* The image-cache hands the images to criu, through a socket in our directory. */
+static int open_stream(struct restore_run *run, struct error *err)
+{
+    struct session *session = &run->session;
+    run->stream_fd =
+        openat(session->workdir, session->directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    _cleanup_close_ int fd =
+        run->stream_fd < 0 ? -errno : unix_listen_at(run->stream_fd, STREAM_SOCKET, SOCK_STREAM);
+    int r = fd < 0 ? fd : local_send(session->daemon, LOCAL_RESTORE_STREAM, NULL, &fd, 1);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "a socket for criu in %s/%s",
+                                   session->workdir_path, session->directory)
+                 : 0;
+}
+
+/* 0: that is not how it is to be restored. */
+static int make_images(struct restore_run *run)
+{
+    char *images = run->snapshot.images;
+    size_t length = strlen(images);
+    int r = restore_images_make(run->images_fd, run->memory_fd, COMPLETED_IMAGES);
+    if (r <= 0)
+        return r;
+    run->completed = true;
+    if (length + sizeof("/" COMPLETED_IMAGES) > sizeof(run->snapshot.images))
+        return -ENAMETOOLONG;
+    strcpy(images + length, "/" COMPLETED_IMAGES);
+    return 1;
+}
+
+/* What the snapshot shares with others is made ready here, not in the image-cache, which has
+ * others to serve. */
+static int make_ready(struct restore_run *run, struct error *err)
+{
+    if (!*run->snapshot.memory)
+        return 0;
+    run->memory_fd = open(run->snapshot.memory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    run->images_fd = open(run->snapshot.images, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int r = run->memory_fd < 0 || run->images_fd < 0 ? -errno
+            : run->snapshot.streamed                 ? make_images(run)
+                                                     : put_together(run);
     if (r < 0)
-        return error_set_errno(err, FAILURE_PEER, r, "asking the image-cache");
-    struct local_packet packet;
-    if (session_expect(&run->session, LOCAL_RESTORE_READY, &packet, err) < 0)
-        return -1;
-    _cleanup_message_ ProtobufCMessage *message =
-        message_unpack(&godwit__pb__restore_ready__descriptor, packet.bytes, packet.length, err);
-    local_packet_close(&packet);
-    if (!message)
-        return -1;
-    const Godwit__Pb__RestoreReady *ready = (const Godwit__Pb__RestoreReady *)message;
-    snprintf(run->id, sizeof(run->id), "%s", ready->id);
-    snprintf(run->images, sizeof(run->images), "%s", ready->directory);
-    run->token = ready->token;
-    return 0;
+        return error_set_errno(err, FAILURE_SYSTEM, r, "snapshot %s: making its pages ready",
+                               run->snapshot.id);
+    return run->snapshot.streamed && !run->completed ? open_stream(run, err) : 0;
+}
+
+static void close_images(struct restore_run *run)
+{
+    if (run->completed)
+        restore_images_remove(run->images_fd, COMPLETED_IMAGES);
+    run->images_fd = close_fd(run->images_fd);
+    run->memory_fd = close_fd(run->memory_fd);
+}
+
+static void close_stream(struct restore_run *run)
+{
+    if (run->stream_fd >= 0)
+        unlinkat(run->stream_fd, STREAM_SOCKET, 0);
+    run->stream_fd = close_fd(run->stream_fd);
 }
 
 /* criu takes a relative pid file as one of its work-dir, which is ours here. */
@@ -104,7 +165,13 @@ static void build_arguments(const struct restore_run *run, struct criu_args *arg
 {
     criu_args_add(args, "%s", run->criu);
     criu_args_add(args, "restore");
-    criu_args_add(args, "-D%s", run->images);
+    if (run->stream_fd >= 0) {
+        /* The path of the socket may have 107 bytes: this is a short one. */
+        criu_args_add(args, "-D/proc/%d/fd/%d", (int)getpid(), run->stream_fd);
+        criu_args_add(args, "--stream");
+    } else {
+        criu_args_add(args, "-D%s", run->snapshot.images);
+    }
     criu_args_add(args, "-W%s/%s", run->session.workdir_path, run->session.directory);
     criu_args_add(args, "-o%s", run->session.log);
     criu_args_add(args, "--action-script=%s", run->hook);
@@ -142,8 +209,9 @@ static int run_criu(struct restore_run *run, struct error *err)
     build_arguments(run, &args);
     struct criu_spawn spawn = {
         .hook_workdir = run->session.workdir_path,
-        .hook_token = run->token,
+        .hook_token = run->snapshot.token,
         .hook_silence_usec = run->session.silence_usec,
+        .hook_memory = run->completed ? run->snapshot.images : NULL,
     };
     struct session_run watch = {.give_up = give_up, .done = done, .user = &watch};
     prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -157,7 +225,7 @@ static int run_criu(struct restore_run *run, struct error *err)
         fprintf(stderr,
                 "godwit restore: %s; the process runs, and a later image-cache may still show its "
                 "snapshot %s as started: godwit forget it\n",
-                err->text, run->id);
+                err->text, run->snapshot.id);
         return 0;
     }
     if (r < 0 && watch.daemon_failure == FAILURE_CRIU)
@@ -185,10 +253,10 @@ static int restore_remote_steps(struct restore_run *run, uint64_t *ret_began, st
         return -1;
     if (session_open(&run->session, values->workdir, LOCAL_CACHE_SOCKET, "image-cache", err) < 0 ||
         request(run, err) < 0 || resolve_pidfile(run, err) < 0 ||
-        session_make_directory(&run->session, "restore", run->id, values->log, err) < 0)
+        session_make_directory(&run->session, "restore", run->snapshot.id, values->log, err) < 0)
         return -1;
     *ret_began = now_usec();
-    return run_criu(run, err);
+    return make_ready(run, err) < 0 ? -1 : run_criu(run, err);
 }
 
 static int restore_remote(const struct values *values, char **passed, struct error *err)
@@ -197,18 +265,23 @@ static int restore_remote(const struct values *values, char **passed, struct err
         .values = values,
         .passed = passed,
         .session = {.workdir = -EBADF, .daemon = -EBADF, .silence_usec = values->silence_usec},
+        .images_fd = -EBADF,
+        .memory_fd = -EBADF,
+        .stream_fd = -EBADF,
     };
     uint64_t began = now_usec();
     int r = restore_remote_steps(&run, &began, err);
     double seconds = (double)(now_usec() - began) / (double)USEC_PER_SEC;
+    close_stream(&run);
+    close_images(&run);
     if (r == 0 && run.session.directory[0])
         session_remove_directory(&run.session);
     session_close(&run.session);
     if (r == 0 && values->json)
-        printf("{\"snapshot\": \"%s\", \"seconds\": %.3f}\n", run.id, seconds);
+        printf("{\"snapshot\": \"%s\", \"seconds\": %.3f}\n", run.snapshot.id, seconds);
     else if (r == 0)
-        printf("snapshot %s %s %.2f s\n", run.id, values->detached ? "restored in" : "ended after",
-               seconds);
+        printf("snapshot %s %s %.2f s\n", run.snapshot.id,
+               values->detached ? "restored in" : "ended after", seconds);
     free(run.criu);
     return r;
 }

@@ -24,7 +24,7 @@ int session_open(struct session *session, const char *workdir, const char *socke
     session->daemon_name = daemon_name;
     session->daemon = -EBADF;
     session->progress = isatty(STDERR_FILENO);
-    session->workdir = workdir_open(workdir, false);
+    session->workdir = workdir_open(workdir, false, &session->workdir_path, err);
     if (session->workdir >= 0)
         session->daemon = unix_connect_at(session->workdir, socket_name, SOCK_SEQPACKET);
     int r = session->workdir < 0 ? session->workdir : session->daemon;
@@ -32,12 +32,9 @@ int session_open(struct session *session, const char *workdir, const char *socke
         return error_set(err, FAILURE_PEER,
                          "no %s works in %s: start `godwit %s -d`, or name its work-dir with -W",
                          daemon_name, workdir, daemon_name);
-    if (r < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, r, "work-dir %s", workdir);
-    session->workdir_path = realpath(workdir, NULL);
-    if (!session->workdir_path)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "work-dir %s", workdir);
-    return 0;
+    if (session->workdir < 0)
+        return -1;
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "work-dir %s", workdir) : 0;
 }
 
 void session_close(struct session *session)
@@ -46,7 +43,7 @@ void session_close(struct session *session)
         fputs("\r\033[K", stderr);
     close_fd(session->daemon);
     close_fd(session->workdir);
-    free((char *)session->workdir_path);
+    free(session->workdir_path);
     session->daemon = session->workdir = -EBADF;
     session->workdir_path = NULL;
 }
@@ -152,6 +149,29 @@ int session_expect(struct session *session, uint32_t kind, struct local_packet *
         return r;
     local_packet_close(ret);
     return error_set(err, FAILURE_PEER, "the %s answered something else", session->daemon_name);
+}
+
+int session_open_snapshot(struct session *session, const Godwit__Pb__RestoreOpen *open,
+                          struct session_snapshot *ret, struct error *err)
+{
+    struct local_packet packet;
+    int r = local_send(session->daemon, LOCAL_RESTORE_OPEN, &open->base, NULL, 0);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_PEER, r, "asking the %s", session->daemon_name);
+    if (session_expect(session, LOCAL_RESTORE_READY, &packet, err) < 0)
+        return -1;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__restore_ready__descriptor, packet.bytes, packet.length, err);
+    local_packet_close(&packet);
+    if (!message)
+        return -1;
+    const Godwit__Pb__RestoreReady *ready = (const Godwit__Pb__RestoreReady *)message;
+    *ret = (struct session_snapshot){
+        .moved = ready->moved, .streamed = ready->streamed, .token = ready->token};
+    snprintf(ret->id, sizeof(ret->id), "%s", ready->id);
+    snprintf(ret->images, sizeof(ret->images), "%s", ready->directory);
+    snprintf(ret->memory, sizeof(ret->memory), "%s", ready->memory);
+    return 0;
 }
 
 /* ---- criu and the daemon at once ---- */

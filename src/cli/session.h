@@ -4,12 +4,14 @@
  * What `godwit dump --remote` and `godwit restore --remote` have in common: a request to a daemon,
  * a criu to run and to watch, progress for people, and an end that both sides agree on.
  */
+#include <limits.h>
+
 #include "daemon/daemon.h"
 
 struct session {
-    const char *workdir_path; /* absolute */
-    int workdir;              /* descriptor */
-    int daemon;               /* the local socket */
+    char *workdir_path; /* absolute */
+    int workdir;        /* descriptor */
+    int daemon;         /* the local socket */
     const char *daemon_name;
     uint64_t silence_usec; /* a daemon that says nothing for so long is dead */
     bool progress;         /* show it on standard error */
@@ -34,6 +36,19 @@ int session_next(struct session *session, struct local_packet *ret, struct error
 /* The same for a packet of one kind. */
 int session_expect(struct session *session, uint32_t kind, struct local_packet *ret,
                    struct error *err);
+
+/* A snapshot of the image-cache that this session may use. */
+struct session_snapshot {
+    char id[128], images[PATH_MAX]; /* the directory, absolute */
+    char memory[PATH_MAX];          /* where its pages are to be put together from; "": nowhere */
+    bool moved;                     /* by moving */
+    bool streamed;                  /* or nothing is put together: criu --stream */
+    uint64_t token;                 /* for the hook */
+};
+
+/* Asks for one, and waits for it.  0, or -1 with *err set. */
+int session_open_snapshot(struct session *session, const Godwit__Pb__RestoreOpen *open,
+                          struct session_snapshot *ret, struct error *err);
 
 /* Makes WORKDIR/prefix-ID for criu's log and what else criu leaves in its work-dir. */
 int session_make_directory(struct session *session, const char *prefix, const char *id,

@@ -60,9 +60,10 @@ static void print_snapshot(const Godwit__Pb__StatusSnapshot *s, const char *daem
     char size[24];
     double age = (double)s->age_usec / (double)USEC_PER_SEC;
     if (!json) {
-        printf("  %-24s %-20s %10s  pid %u %s%s%s  %.1f s\n", s->id, s->state,
+        printf("  %-24s %-20s %10s  pid %u %s%s%s%s%s  %.1f s%s%s\n", s->id, s->state,
                format_bytes(s->bytes, size), s->pid, s->command, *s->host ? " from " : "", s->host,
-               age);
+               *s->parent ? " based on " : "", s->parent, age, *s->spool ? "  spool: " : "",
+               s->spool);
         return;
     }
     printf("{\"daemon\": \"%s\", \"snapshot\": \"%s\", \"state\": \"%s\", \"bytes\": %llu, "
@@ -71,6 +72,10 @@ static void print_snapshot(const Godwit__Pb__StatusSnapshot *s, const char *daem
     json_print_string(s->command);
     printf(", \"host\": ");
     json_print_string(s->host);
+    printf(", \"parent\": ");
+    json_print_string(s->parent);
+    printf(", \"spool\": ");
+    json_print_string(s->spool);
     printf(", \"age_seconds\": %.3f}\n", age);
 }
 
@@ -132,12 +137,13 @@ static void peek_snapshot(const struct snapshot *s, void *user)
         return;
     Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
     snapshot.id = s->id;
-    snapshot.state = (char *)snapshot_state_name(s->state);
+    snapshot.state = (char *)snapshot_shown_state(s);
     snapshot.bytes = s->bytes;
     snapshot.images = s->images;
     snapshot.pid = s->pid;
     snapshot.command = s->command;
     snapshot.host = s->host;
+    snapshot.parent = s->parent;
     print_snapshot(&snapshot, "image-cache", peek->json);
     peek->count++;
 }
@@ -178,7 +184,7 @@ static void print_journal_entry(const struct journal_entry *entry, void *user)
 static unsigned show_journal(const char *workdir, bool json)
 {
     struct peek peek = {.json = json};
-    _cleanup_close_ int fd = workdir_open(workdir, false);
+    _cleanup_close_ int fd = workdir_open(workdir, false, NULL, NULL);
     if (fd >= 0)
         journal_list(fd, print_journal_entry, &peek);
     return peek.count;
@@ -220,31 +226,43 @@ int command_status(int argc, char **argv)
     return command_fail(command, &err);
 }
 
+/* 0, or -1 with *err set: FAILURE_PEER when no such daemon works here. */
+static int forget(const char *workdir, const char *socket_name, const char *daemon, char *id,
+                  struct error *err)
+{
+    struct session session = {
+        .workdir = -EBADF, .daemon = -EBADF, .silence_usec = DAEMON_DEFAULT_SILENCE_USEC};
+    int r = session_open(&session, workdir, socket_name, daemon, err);
+    if (r == 0) {
+        Godwit__Pb__Forget forget = GODWIT__PB__FORGET__INIT;
+        struct local_packet packet;
+        forget.id = id;
+        r = local_send(session.daemon, LOCAL_FORGET, &forget.base, NULL, 0);
+        if (r < 0)
+            error_set_errno(err, FAILURE_PEER, r, "asking the %s", daemon);
+        else
+            r = session_expect(&session, LOCAL_DONE, &packet, err);
+    }
+    session_close(&session);
+    return r < 0 ? -1 : 0;
+}
+
 int command_forget(int argc, char **argv)
 {
     const struct command *command = command_find("forget");
     struct values values;
-    struct error err = {0};
+    struct error err = {0}, other;
     char **rest;
     int r = parse(command, argc, argv, &values, &rest, &err);
     if (r > 0)
         return 0;
     if (r == 0 && (!rest[0] || rest[1]))
         r = error_set(&err, FAILURE_USAGE, "the id of one snapshot is expected (godwit status)");
-    struct session session = {
-        .workdir = -EBADF, .daemon = -EBADF, .silence_usec = DAEMON_DEFAULT_SILENCE_USEC};
-    if (r == 0)
-        r = session_open(&session, values.workdir, LOCAL_CACHE_SOCKET, "image-cache", &err);
-    if (r == 0) {
-        Godwit__Pb__Forget forget = GODWIT__PB__FORGET__INIT;
-        struct local_packet packet;
-        forget.id = rest[0];
-        r = local_send(session.daemon, LOCAL_FORGET, &forget.base, NULL, 0);
-        if (r < 0)
-            error_set_errno(&err, FAILURE_PEER, r, "asking the image-cache");
-        else
-            r = session_expect(&session, LOCAL_DONE, &packet, &err);
-    }
-    session_close(&session);
-    return r < 0 ? command_fail(command, &err) : 0;
+    if (r < 0)
+        return command_fail(command, &err);
+    r = forget(values.workdir, LOCAL_CACHE_SOCKET, "image-cache", rest[0], &err);
+    if (r == 0 || (err.code != FAILURE_PEER && err.code != FAILURE_NOT_FOUND))
+        return r < 0 ? command_fail(command, &err) : 0;
+    r = forget(values.workdir, LOCAL_PROXY_SOCKET, "image-proxy", rest[0], &other);
+    return r < 0 ? command_fail(command, other.code == FAILURE_PEER ? &err : &other) : 0;
 }

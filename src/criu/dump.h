@@ -12,10 +12,9 @@ struct criu_dump {
     int pages_peer_fd; /* ours */
 };
 
-#define CRIU_DUMP_CLOSED                                                                           \
-    {                                                                                              \
-        -EBADF, -EBADF, -EBADF                                                                     \
-    }
+/* clang-format off */
+#define CRIU_DUMP_CLOSED {-EBADF, -EBADF, -EBADF}
+/* clang-format on */
 
 /* Opens the three.  0, or -1 with *err set; criu_dump_close() is due either way. */
 int criu_dump_open(struct criu_dump *dump, struct error *err);

@@ -18,8 +18,14 @@
  *   GODWIT_HOOK_WORKDIR  where the sockets are
  *   GODWIT_HOOK_SILENCE  milliseconds without a word from the daemon after which the answer is no
  *   GODWIT_HOOK_KEEPER   process that is told by SIGUSR1, at pre-resume, that the tasks will run
+ *   GODWIT_HOOK_MEMORY   directory with memory of the root task (criu/hook_memory.h) that is
+ *                        written before post-restore is asked; where that fails it is a no
  *   GODWIT_HOOK_JOURNAL  of a migration's source: file that begins with "commit" when it has been
  *                        decided that the tasks end, whatever became of who decided
+ *
+ * With GODWIT_HOOK_WORKDIR and no token (criu --page-server by itself) the hook passes on the
+ * directory of images, CRTOOLS_IMAGE_DIR, as a descriptor, when it asks at post-dump.
+ *
  * Without them (criu --stream by itself) the sockets are looked for in CRTOOLS_IMAGE_DIR, and the
  * daemon knows the session by the process id of criu, the hook's parent.
  */

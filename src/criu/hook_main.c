@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "criu/hook.h"
+#include "criu/hook_memory.h"
 
 enum { COME_BACK_USEC = 20000 };
 
@@ -58,6 +59,37 @@ static int connect_to(const char *directory, const char *name)
     return errno = saved, -1;
 }
 
+/* A packet, and a descriptor with it unless that is negative.  Whether it went. */
+static int send_with(int fd, const struct hook_ask *packet, int passed)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct iovec iov = {(void *)packet, sizeof(*packet)};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (passed >= 0) {
+        message.msg_control = control.bytes;
+        message.msg_controllen = sizeof(control.bytes);
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &passed, sizeof(int));
+    }
+    return sendmsg(fd, &message, MSG_NOSIGNAL) == sizeof(*packet);
+}
+
+/* The images of a criu that was not started by godwit, and does not stream. */
+static int open_images(const char *action)
+{
+    const char *images = getenv("CRTOOLS_IMAGE_DIR");
+    if (strcmp(action, "post-dump") != 0 || getenv("GODWIT_HOOK_TOKEN") ||
+        !getenv("GODWIT_HOOK_WORKDIR") || !images)
+        return -1;
+    return open(images, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
 static int ask(const char *directory, const char *name, const char *action)
 {
     const char *token = getenv("GODWIT_HOOK_TOKEN"), *pid = getenv("CRTOOLS_INIT_PID");
@@ -67,11 +99,13 @@ static int ask(const char *directory, const char *name, const char *action)
         .token = token ? strtoull(token, NULL, 16) : 0,
     };
     snprintf(packet.action, sizeof(packet.action), "%s", action);
-    int fd = connect_to(directory, name);
-    if (fd >= 0 && send(fd, &packet, sizeof(packet), MSG_NOSIGNAL) != sizeof(packet)) {
+    int fd = connect_to(directory, name), images = open_images(action);
+    if (fd >= 0 && !send_with(fd, &packet, images)) {
         close(fd);
-        return -1;
+        fd = -1;
     }
+    if (images >= 0)
+        close(images);
     return fd;
 }
 
@@ -143,6 +177,15 @@ static enum outcome wait_for_answer(int fd, const char *action, int silence_msec
     }
 }
 
+/* What the task lacks that criu has built: 0, or -1 with errno set. */
+static int complete_memory(void)
+{
+    const char *memory = getenv("GODWIT_HOOK_MEMORY"), *pid = getenv("CRTOOLS_INIT_PID");
+    if (!memory)
+        return 0;
+    return pid ? hook_write_memory(memory, atoi(pid)) : (errno = ESRCH, -1);
+}
+
 int main(void)
 {
     const char *action = getenv("CRTOOLS_SCRIPT_ACTION");
@@ -158,6 +201,8 @@ int main(void)
         tell_keeper();
     /* Without its criu a hook holds nothing. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (strcmp(action, "post-restore") == 0 && complete_memory() < 0)
+        return refuse("writing the memory of the task");
     int fd = ask(directory, name, action);
     if (fd < 0)
         return is_committed() ? 0 : refuse(directory);

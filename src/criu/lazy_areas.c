@@ -1,21 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "criu/lazy_areas.h"
 
-#include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
-#include "criu.pb-c.h"
+#include "base/io.h"
+#include "criu/mm_image.h"
+#include "criu/single_image.h"
 
-/* CRIU criu/include/magic.h. */
-#define IMAGE_MAGIC 0x54564319u
-#define MM_MAGIC 0x57492820u
+#define CORE_MAGIC 0x55053847u /* CRIU criu/include/magic.h */
 
 enum {
-    HEAD_BYTES = 12, /* two magics, the length of the message */
-    MM_IMAGE_MAX = 64 << 20,
-
     /* vma_entry.status, CRIU criu/include/image.h */
     STATUS_VSYSCALL = 1 << 2,
     STATUS_VDSO = 1 << 3,
@@ -38,7 +34,7 @@ static bool is_lazy(const Godwit__Pb__CriuVma *vma)
            !(vma->flags & FLAGS_NEVER) && !(vma->status & STATUS_NEVER);
 }
 
-static int take_vmas(const Godwit__Pb__CriuMm *mm, struct lazy_areas *ret)
+static int take_vmas(const Godwit__Pb__CriuMm *mm, bool outside, struct lazy_areas *ret)
 {
     struct lazy_areas areas = {.list = calloc(MAX(mm->n_vmas, 1), sizeof(*areas.list))};
     uint64_t last = 0;
@@ -52,7 +48,7 @@ static int take_vmas(const Godwit__Pb__CriuMm *mm, struct lazy_areas *ret)
         }
         last = vma->end;
         struct lazy_area *before = areas.count > 0 ? &areas.list[areas.count - 1] : NULL;
-        if (!is_lazy(vma))
+        if (!is_lazy(vma) || (outside && !(vma->prot & PROT_WRITE)))
             continue;
         if (before && before->end == vma->start)
             before->end = vma->end;
@@ -63,35 +59,69 @@ static int take_vmas(const Godwit__Pb__CriuMm *mm, struct lazy_areas *ret)
     return 0;
 }
 
-int lazy_areas_parse(const uint8_t *bytes, size_t length, struct lazy_areas *ret)
+int lazy_areas_parse(const uint8_t *bytes, size_t length, bool outside, struct lazy_areas *ret)
 {
-    if (length < HEAD_BYTES || get_le32(bytes) != IMAGE_MAGIC || get_le32(bytes + 4) != MM_MAGIC ||
-        get_le32(bytes + 8) > length - HEAD_BYTES)
-        return -EBADMSG;
-    Godwit__Pb__CriuMm *mm =
-        godwit__pb__criu_mm__unpack(NULL, get_le32(bytes + 8), bytes + HEAD_BYTES);
-    if (!mm)
-        return -EBADMSG;
-    int r = take_vmas(mm, ret);
+    Godwit__Pb__CriuMm *mm;
+    int r = mm_image_parse(bytes, length, &mm);
+    if (r < 0)
+        return r;
+    r = take_vmas(mm, outside, ret);
     godwit__pb__criu_mm__free_unpacked(mm, NULL);
     return r;
 }
 
-int lazy_areas_read(int dirfd, uint64_t id, struct lazy_areas *ret)
+int lazy_areas_cut(struct lazy_areas *areas, uint64_t start, uint64_t end)
+{
+    struct lazy_area *list = calloc(areas->count + 1, sizeof(*list));
+    size_t count = 0;
+    if (!list)
+        return -ENOMEM;
+    start -= start % PAGE_BYTES;
+    end += (PAGE_BYTES - end % PAGE_BYTES) % PAGE_BYTES;
+    for (size_t i = 0; i < areas->count; i++) {
+        struct lazy_area before = areas->list[i], behind = before;
+        before.end = MIN(before.end, start);
+        behind.start = MAX(behind.start, end);
+        if (before.start < before.end)
+            list[count++] = before;
+        if (behind.start < behind.end)
+            list[count++] = behind;
+    }
+    free(areas->list);
+    *areas = (struct lazy_areas){list, count};
+    return 0;
+}
+
+static int cut_core(int dirfd, const char *name, void *areas)
+{
+    ProtobufCMessage *message;
+    if (strncmp(name, "core-", 5) != 0)
+        return 0;
+    int r =
+        single_image_read(dirfd, name, CORE_MAGIC, &godwit__pb__criu_core__descriptor, &message);
+    if (r < 0)
+        return r;
+    const Godwit__Pb__CriuThreadCore *thread = ((Godwit__Pb__CriuCore *)message)->thread_core;
+    const Godwit__Pb__CriuRseq *rseq = thread ? thread->rseq_entry : NULL;
+    if (rseq && rseq->rseq_abi_size > 0 && rseq->rseq_abi_pointer <= UINT64_MAX / 2)
+        r = lazy_areas_cut(areas, rseq->rseq_abi_pointer,
+                           rseq->rseq_abi_pointer + rseq->rseq_abi_size);
+    protobuf_c_message_free_unpacked(message, NULL);
+    return r;
+}
+
+int lazy_areas_read(int dirfd, uint64_t id, bool outside, struct lazy_areas *ret)
 {
     char name[40];
-    struct stat st;
+    Godwit__Pb__CriuMm *mm;
     snprintf(name, sizeof(name), "mm-%llu.img", (unsigned long long)id);
-    _cleanup_close_ int fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return -errno;
-    if (st.st_size < HEAD_BYTES || st.st_size > MM_IMAGE_MAX)
-        return -EBADMSG;
-    void *bytes = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (bytes == MAP_FAILED)
-        return -errno;
-    int r = lazy_areas_parse(bytes, (size_t)st.st_size, ret);
-    munmap(bytes, (size_t)st.st_size);
+    int r = mm_image_read(dirfd, name, &mm);
+    if (r < 0)
+        return r;
+    r = take_vmas(mm, outside, ret);
+    godwit__pb__criu_mm__free_unpacked(mm, NULL);
+    if (r == 0 && outside)
+        r = directory_for_each(dirfd, cut_core, ret);
     return r;
 }
 

@@ -21,12 +21,20 @@ struct lazy_areas {
     size_t count;
 };
 
-/* Reads mm-ID.img in a directory of images, which nobody is trusted to have written.  0, to be
- * freed, or a negative errno (-ENOENT: there is none; -EBADMSG: it is none). */
-int lazy_areas_read(int dirfd, uint64_t id, struct lazy_areas *ret);
+/*
+ * Reads mm-ID.img in a directory of images, which nobody is trusted to have written.  |outside|:
+ * for one who writes to the memory from outside when the task has been built, without a
+ * userfaultfd. What the task itself may not write to is left out then, and what the kernel writes
+ * to for each thread as soon as that is there (rseq).  0, to be freed, or a negative errno
+ * (-ENOENT: there is none; -EBADMSG: it is none).
+ */
+int lazy_areas_read(int dirfd, uint64_t id, bool outside, struct lazy_areas *ret);
 
-/* The same from memory. */
-int lazy_areas_parse(const uint8_t *bytes, size_t length, struct lazy_areas *ret);
+/* The same from memory, which tells of no threads. */
+int lazy_areas_parse(const uint8_t *bytes, size_t length, bool outside, struct lazy_areas *ret);
+
+/* Takes out the pages that have a byte in a range.  0, or -ENOMEM. */
+int lazy_areas_cut(struct lazy_areas *areas, uint64_t start, uint64_t end);
 void lazy_areas_free(struct lazy_areas *areas);
 
 /* Whether the address lies in one; *ret_next: the address at which that changes. */

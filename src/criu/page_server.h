@@ -13,9 +13,13 @@
 #include "base/error.h"
 
 enum page_server_command {
+    PAGE_SERVER_ADD_1 = 1,            /* of old: as ADD with PRESENT */
+    PAGE_SERVER_HOLE_1 = 2,           /* of old: as ADD with PARENT */
+    PAGE_SERVER_OPEN_1 = 3,           /* of old: as OPEN, and no answer */
     PAGE_SERVER_OPEN = 4,             /* answer: u8, whether there is a parent */
     PAGE_SERVER_PARENT = 5,           /* answer: s32, whether there is a parent */
     PAGE_SERVER_ADD = 6,              /* followed by the pages if flags has PRESENT */
+    PAGE_SERVER_GET = 7,              /* answer: the same header as ADD with PRESENT, then pages */
     PAGE_SERVER_CLOSE = 0x1023,       /* answer: s32, zero if all is well */
     PAGE_SERVER_FORCE_CLOSE = 0x1024, /* the same */
 };
@@ -38,8 +42,23 @@ struct page_server_request {
     uint64_t id;                  /* pid, or number of the shared-memory object */
 };
 
+enum { PAGE_SERVER_HEADER_MAX = 32 };
+
 /*
- * Takes one header from the beginning of |bytes|.  *form is 0 at first and remembers the length of
+ * The same of what criu lazy-pages says: GET, whose object is the bare number of a task, and CLOSE.
+ * Their form is told by a GET: bytes 8-15 are a page's address in the short one, and a number of
+ * pages in the long one, which is less than a page has bytes (criu asks for 4 MiB at most).
+ */
+int page_server_parse_get(unsigned *form, const uint8_t *bytes, size_t length,
+                          struct page_server_request *ret, struct error *err);
+
+/* The header of the answer: so many pages of the request follow.  Its length, which is the form. */
+size_t page_server_answer(unsigned form, const struct page_server_request *request, uint64_t pages,
+                          uint8_t ret[PAGE_SERVER_HEADER_MAX]);
+
+/*
+ * Takes one header from the beginning of |bytes|; commands of old are told as what has taken their
+ * place, OPEN_1 apart.  *form is 0 at first and remembers the length of
  * headers.  Returns the bytes used, 0 when more are needed, or -EPROTO with *err set.
  */
 int page_server_parse(unsigned *form, const uint8_t *bytes, size_t length,

@@ -145,6 +145,7 @@ int pagemap_read_next(struct pagemap_reader *reader, struct pagemap_run *ret, st
                  : entry->has_in_parent && entry->in_parent ? PAGEMAP_PARENT
                                                             : PAGEMAP_PRESENT,
     };
+    reader->wide |= entry->has_nr_pages;
     godwit__pb__criu_pagemap_entry__free_unpacked(entry, NULL);
     if (run.vaddr % PAGE_BYTES || run.pages == 0 || run.vaddr < reader->last_end ||
         run.vaddr >= VADDR_END || run.pages > (VADDR_END - run.vaddr) / PAGE_BYTES)

@@ -24,6 +24,7 @@ struct pagemap_reader {
     const uint8_t *bytes;
     size_t length, at;
     uint64_t last_end;
+    bool wide; /* an entry has its count where only 4.2 reads it */
 };
 
 /*

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "criu/process.h"
 
+#include <elf.h>
 #include <fcntl.h>
+#include <linux/perf_event.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -9,10 +11,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "base/io.h"
+#include "criu/scan_questions.h"
 
 enum { CRIU_MAJOR_MIN = 4, CRIU_MINOR_MIN = 1 };
 
@@ -156,6 +160,22 @@ int criu_find_scan_filter(char *buf, size_t size, struct error *err)
     if (find_part("godwit-scan-filter.so", "GODWIT_SCAN_FILTER", buf, size, err) < 0)
         return -1;
     return strpbrk(buf, " :") ? error_set(err, FAILURE_SYSTEM, "%s: cannot be preloaded", buf) : 0;
+}
+
+bool criu_can_be_preloaded(const char *path)
+{
+    Elf64_Ehdr head;
+    Elf64_Phdr part;
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || pread(fd, &head, sizeof(head), 0) != sizeof(head) ||
+        memcmp(head.e_ident, ELFMAG, SELFMAG) != 0)
+        return true; /* a script, which starts another */
+    for (unsigned i = 0; i < head.e_phnum; i++) {
+        off_t at = (off_t)(head.e_phoff + i * sizeof(part));
+        if (pread(fd, &part, sizeof(part), at) == sizeof(part) && part.p_type == PT_INTERP)
+            return true;
+    }
+    return false;
 }
 
 /* ---- options that are godwit's ---- */
@@ -303,8 +323,28 @@ static void preload(const struct criu_spawn *how)
     unsetenv("CRIU_TRACK_SHMEM"); /* it would have criu go by that scan for shared memory too */
 }
 
+/*
+ * Before it lets tasks go criu sets a hardware breakpoint in each (CRIU compel/arch/x86/src/lib/
+ * infect.c, ptrace_set_breakpoint()).  The first event of perf that belongs to a task has the
+ * kernel wait for an RCU grace period, 5 to 20 ms in which the process stands still (Linux
+ * kernel/events/core.c, account_event()).  With one that counts nothing, and that criu inherits,
+ * that wait is over before it begins.  Where perf is not allowed nothing is lost but the time.
+ */
+static void have_breakpoints_ready(void)
+{
+    struct perf_event_attr nothing = {
+        .type = PERF_TYPE_SOFTWARE,
+        .config = PERF_COUNT_SW_DUMMY,
+        .size = sizeof(nothing),
+        .disabled = 1,
+        .exclude_kernel = 1,
+    };
+    (void)!syscall(SYS_perf_event_open, &nothing, 0, -1, -1, 0UL);
+}
+
 static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_spawn *how)
 {
+    have_breakpoints_ready();
     for (size_t i = 0; i < how->keep_count; i++)
         keep_descriptor(how->keep[i]);
     if (how->hook_workdir) {
@@ -317,6 +357,8 @@ static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_
         setenv("GODWIT_HOOK_WORKDIR", how->hook_workdir, 1);
         if (how->hook_journal)
             setenv("GODWIT_HOOK_JOURNAL", how->hook_journal, 1);
+        if (how->hook_memory)
+            setenv("GODWIT_HOOK_MEMORY", how->hook_memory, 1);
     }
     if (how->scan_filter)
         preload(how);
@@ -343,10 +385,21 @@ static pid_t pidfd_of_child(pid_t pid, int *ret_pidfd, struct error *err)
 pid_t criu_start(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
                  struct error *err)
 {
+    int fds[2] = {-EBADF, -EBADF};
+    if (how->ret_questions && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "socketpair");
+    _cleanup_close_ int ours = fds[0];
     pid_t pid = fork();
-    if (pid == 0)
+    if (pid == 0) {
+        if (how->ret_questions)
+            scan_questions_offer(fds[1], how->scan_filter_hidden);
         criu_exec(args, how);
-    return pidfd_of_child(pid, ret_pidfd, err);
+    }
+    close_fd(fds[1]);
+    pid = pidfd_of_child(pid, ret_pidfd, err);
+    if (pid >= 0 && how->ret_questions)
+        *how->ret_questions = scan_questions_take(ours);
+    return pid;
 }
 
 /* ---- with a keeper ---- */
@@ -400,10 +453,51 @@ static pid_t keep_start_criu(const struct criu_args *args, const struct criu_spa
     criu_exec(args, how);
 }
 
+/* What criu reads as its configuration comes to its end when the keeper closes the other end. */
+struct gate {
+    int word_fd; /* where the word comes from; -EBADF: there is no gate */
+    int fd;      /* to close */
+};
+
+/* Closes what is the caller's, but for the word: its peers have to see when it dies. */
+static struct gate keep_only_gate(const struct criu_spawn *how)
+{
+    enum { WORD_FD = STDERR_FILENO + 1 };
+    struct gate gate = {-EBADF, -EBADF};
+    int fds[2];
+    if (how->gate_fd < 0) {
+        close_range(STDERR_FILENO + 1, ~0u, 0);
+        return gate;
+    }
+    gate.word_fd = dup2(how->gate_fd, WORD_FD);
+    close_range(WORD_FD + 1, ~0u, 0);
+    fcntl(WORD_FD, F_SETFD, FD_CLOEXEC);
+    if (pipe2(fds, O_CLOEXEC) < 0 || fds[0] != CRIU_GATE_FD)
+        _exit(127);
+    fcntl(CRIU_GATE_FD, F_SETFD, 0); /* criu inherits it */
+    gate.fd = fds[1];
+    return gate;
+}
+
+/* Until the word comes; or criu ends, or is killed because nobody is there to give the word. */
+static void watch_gate(const struct gate *gate, pid_t criu)
+{
+    char word;
+    close_fd(CRIU_GATE_FD);
+    _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, criu, 0);
+    struct pollfd fds[] = {{.fd = gate->word_fd, .events = POLLIN},
+                           {.fd = pidfd, .events = POLLIN}};
+    while (poll(fds, ARRAY_SIZE(fds), -1) < 0 && errno == EINTR)
+        ;
+    if (!fds[1].revents && read(gate->word_fd, &word, 1) != 1)
+        kill(criu, SIGKILL);
+    close_fd(gate->fd);
+    close_fd(gate->word_fd);
+}
+
 static _Noreturn void keep(const struct criu_args *args, const struct criu_spawn *how)
 {
-    /* Nothing of the caller's may stay open here: its peers have to see when it dies. */
-    close_range(STDERR_FILENO + 1, ~0u, 0);
+    struct gate gate = keep_only_gate(how);
     sigset_t all, none;
     sigfillset(&all);
     sigemptyset(&none);
@@ -413,10 +507,13 @@ static _Noreturn void keep(const struct criu_args *args, const struct criu_spawn
     sigaction(SIGUSR1, &heard, NULL);
     sigaction(SIGINT, &ignored, NULL);
     sigaction(SIGHUP, &ignored, NULL);
+    prctl(PR_SET_NAME, "godwit-keeper");
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     kept = keep_start_criu(args, how);
     pid_t criu = kept;
     sigprocmask(SIG_SETMASK, &none, NULL);
+    if (criu > 0 && gate.fd >= 0)
+        watch_gate(&gate, criu);
     int status = 0;
     while (criu > 0 && waitpid(criu, &status, 0) < 0 && errno == EINTR)
         ;

@@ -20,6 +20,10 @@ int criu_find_hook(char *buf, size_t size, struct error *err);
  * path cannot be preloaded: one with blanks or colons. */
 int criu_find_scan_filter(char *buf, size_t size, struct error *err);
 
+/* Whether something can be preloaded into this program: it is not a static one, as far as can be
+ * seen from outside. */
+bool criu_can_be_preloaded(const char *path);
+
 /* "4.2.1"; what a longer version has behind that is cut off. */
 enum { CRIU_VERSION_BYTES = 32 };
 
@@ -67,11 +71,14 @@ struct criu_spawn {
     uint64_t hook_token;
     uint64_t hook_silence_usec;
     const char *hook_journal; /* NULL: none */
+    const char *hook_memory;  /* NULL: criu reads all of it */
     const char *scan_filter;  /* to be preloaded; NULL: none */
     /* Inherited as those above, see criu/scan_filter.h.  table: -EBADF, there is none. */
     int scan_filter_fd, scan_filter_table;
     const char *scan_filter_hidden; /* tasks that it shows nothing of, "12,15"; NULL: none */
-    bool ignore_interrupt;          /* Ctrl-C is for godwit, which tells criu in its own way */
+    int *ret_questions;    /* see criu/scan_questions.h, -EBADF: there are none; NULL: not wanted */
+    bool ignore_interrupt; /* Ctrl-C is for godwit, which tells criu in its own way */
+    int gate_fd;           /* see criu_start_kept(); -EBADF: criu does not wait */
 };
 
 /* Starts it; a child of the caller.  pid and *ret_pidfd, or -1 with *err set. */
@@ -85,7 +92,13 @@ pid_t criu_start(const struct criu_args *args, const struct criu_spawn *how, int
  * child of init.  SIGTERM to the keeper kills criu; when the keeper is killed itself, criu works
  * on. criu inherits no descriptor.  pid of the keeper and *ret_pidfd, or -1 with *err set.  The
  * caller has one thread.
+ *
+ * With gate_fd, the end of a pipe to read from, and CRIU_GATE_OPTION among its arguments criu is
+ * got ready ahead: it waits at the beginning of its work for a byte.  When the pipe comes to its
+ * end first, because whoever was to write has died, criu is killed; it has done nothing by then.
  */
+enum { CRIU_GATE_FD = 4 };
+#define CRIU_GATE_OPTION "--config=/proc/self/fd/4"
 pid_t criu_start_kept(const struct criu_args *args, const struct criu_spawn *how, int *ret_pidfd,
                       struct error *err);
 

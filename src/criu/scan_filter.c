@@ -131,11 +131,12 @@ static const struct scan_filter_table *table(void)
     looked = 1;
     /* At the end of file godwit has gone. */
     if (read(atoi(fd), &byte, 1) != 1 ||
-        syscall(SYS_pread64, atoi(file), &head, sizeof(head), 0) != sizeof(head))
+        syscall(SYS_pread64, atoi(file), &head, sizeof(head), 0L) != sizeof(head))
         return NULL;
     uint64_t bytes = sizeof(head) + head.tasks * sizeof(struct scan_filter_task) +
                      head.ranges * sizeof(struct scan_filter_range);
-    long at = syscall(SYS_mmap, 0, bytes, PROT_READ, MAP_PRIVATE, atoi(file), 0);
+    /* Longs: the upper half of an int among the arguments may be anything. */
+    long at = syscall(SYS_mmap, 0L, bytes, PROT_READ, MAP_PRIVATE, atoi(file), 0L);
     mapped = at > -4096 && at < 0 ? NULL : (const struct scan_filter_table *)at;
     return mapped;
 }

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "criu/stream.h"
 
+#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
-#include "criu.pb-c.h"
+#include "base/io.h"
+#include "base/passing.h"
+#include "criu/mm_image.h"
 
 size_t stream_want(const struct stream_parser *parser)
 {
@@ -44,6 +49,33 @@ int stream_take(struct stream_parser *parser, const uint8_t *bytes, size_t lengt
     return 1;
 }
 
+static int mm_restores(int imagefd, const char *name)
+{
+    Godwit__Pb__CriuMm *mm = NULL;
+    int r = mm_image_read(imagefd, name, &mm);
+    for (size_t i = 0; r == 0 && i < mm->n_vmas; i++) {
+        if (mm->vmas[i]->flags & MAP_PRIVATE && mm->vmas[i]->flags & MAP_HUGETLB)
+            r = -EOPNOTSUPP;
+    }
+    godwit__pb__criu_mm__free_unpacked(mm, NULL);
+    return r;
+}
+
+static int image_restores(int imagefd, const char *name, void *user)
+{
+    struct stat st;
+    (void)user;
+    if (strncmp(name, "nftables-", 9) == 0)
+        return fstatat(imagefd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || st.st_size > 0 ? -EOPNOTSUPP
+                                                                                      : 0;
+    return strncmp(name, "mm-", 3) == 0 ? mm_restores(imagefd, name) : 0;
+}
+
+bool stream_restores(int imagefd)
+{
+    return directory_for_each(imagefd, image_restores, NULL) == 0;
+}
+
 void stream_reply(bool exists, uint8_t out[STREAM_REPLY_BYTES])
 {
     Godwit__Pb__CriuStreamReply reply = GODWIT__PB__CRIU_STREAM_REPLY__INIT;
@@ -54,31 +86,9 @@ void stream_reply(bool exists, uint8_t out[STREAM_REPLY_BYTES])
 
 ssize_t stream_receive(int socket, void *buf, size_t length, int *ret_fd)
 {
-    union {
-        char bytes[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr align;
-    } control;
     struct iovec iov = {buf, length};
-    struct msghdr message = {
-        .msg_iov = &iov,
-        .msg_iovlen = 1,
-        .msg_control = control.bytes,
-        .msg_controllen = sizeof(control.bytes),
-    };
-    *ret_fd = -EBADF;
-    ssize_t n;
-    do {
-        n = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    } while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return -errno;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        for (size_t at = CMSG_LEN(0); at + sizeof(int) <= c->cmsg_len; at += sizeof(int)) {
-            close_fd(*ret_fd); /* one is expected; padding has room for more */
-            memcpy(ret_fd, (char *)c + at, sizeof(int));
-        }
-    }
+    struct passed passed;
+    ssize_t n = receive_passed(socket, MSG_DONTWAIT, &iov, 1, &passed);
+    *ret_fd = n < 0 ? -EBADF : passed_take_first(&passed);
     return n;
 }

@@ -32,6 +32,13 @@ size_t stream_want(const struct stream_parser *parser);
 int stream_take(struct stream_parser *parser, const uint8_t *bytes, size_t length, char **ret_name,
                 struct error *err);
 
+/*
+ * Whether criu restore --stream makes of these images, in an open directory, what it makes of the
+ * directory.  It does not read nftables rules through a pipe, nor the content of private mappings
+ * of huge pages.
+ */
+bool stream_restores(int imagefd);
+
 void stream_reply(bool exists, uint8_t out[STREAM_REPLY_BYTES]);
 
 /*

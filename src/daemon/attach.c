@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "base/hidden.h"
 #include "base/io.h"
 #include "daemon/cache.h"
 #include "wire/message.h"
@@ -47,9 +48,9 @@ static _Noreturn void cache_become(const struct daemon_options *asked)
  */
 static int cache_connect(const struct daemon_options *options, struct error *err)
 {
-    _cleanup_close_ int workdir = workdir_open(options->workdir, true);
+    _cleanup_close_ int workdir = workdir_open(options->workdir, true, NULL, err);
     if (workdir < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, workdir, "work-dir %s", options->workdir);
+        return -1;
     for (unsigned i = 0; i < TRIES; i++) {
         int fd = unix_connect_at(workdir, LOCAL_CACHE_SOCKET, SOCK_SEQPACKET);
         if (fd >= 0)
@@ -87,12 +88,12 @@ int cache_ensure(const char *workdir, struct error *err)
 struct pipe {
     int from, to; /* -EBADF: at its end */
     size_t start, end;
-    char buf[RELAY_BYTES];
+    char *buf; /* RELAY_BYTES */
 };
 
 static void pipe_read(struct pipe *pipe)
 {
-    ssize_t n = read(pipe->from, pipe->buf, sizeof(pipe->buf));
+    ssize_t n = read(pipe->from, pipe->buf, RELAY_BYTES);
     if (n < 0 && (errno == EINTR || errno == EAGAIN))
         return;
     pipe->start = 0;
@@ -122,12 +123,12 @@ static bool pipe_lives(struct pipe *pipe)
     return false;
 }
 
-static void relay(int in, int out, int socket)
+static int relay(int in, int out, int socket)
 {
-    static struct pipe up, down;
-    up.from = in;
-    up.to = down.from = socket;
-    down.to = out;
+    struct pipe up = {.from = in, .to = socket, .buf = hidden_alloc(RELAY_BYTES)};
+    struct pipe down = {.from = socket, .to = out, .buf = hidden_alloc(RELAY_BYTES)};
+    if (!up.buf || !down.buf)
+        return -ENOMEM;
     signal(SIGPIPE, SIG_IGN);
     set_nonblocking(in, true);
     set_nonblocking(out, true);
@@ -152,6 +153,7 @@ static void relay(int in, int out, int socket)
                 pipe_read(pipes[i]);
         }
     }
+    return 0;
 }
 
 /* ---- attaching ---- */
@@ -192,6 +194,6 @@ int cache_attach_stdio(const struct daemon_options *options, struct error *err)
         return r == -ECONNREFUSED ? -1
                                   : error_set_errno(err, FAILURE_PEER, r, "the image-cache in %s",
                                                     options->workdir);
-    relay(STDIN_FILENO, STDOUT_FILENO, pair[0]);
-    return 0;
+    r = relay(STDIN_FILENO, STDOUT_FILENO, pair[0]);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "the relay") : 0;
 }

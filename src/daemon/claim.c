@@ -12,8 +12,12 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/io.h"
 #include "criu/process.h"
+#include "criu/stream.h"
 #include "daemon/cache.h"
+#include "daemon/spool.h"
+#include "store/chain.h"
 #include "wire/frame.h"
 #include "wire/message.h"
 
@@ -22,7 +26,10 @@ struct claim {
     struct claim *next;
     struct client *client;    /* NULL: gone while STARTED; the last hook is still to come */
     char id[WIRE_ID_MAX + 1]; /* empty: any */
-    bool keep, take_over;
+    bool keep, take_over, to_copy;
+    bool streamed;             /* criu reads from us, not from the directory */
+    sd_event_source *listener; /* until it has connected */
+    bool spoilt;               /* some image could not be read */
     uint64_t since_usec, wait_usec;
     uint64_t token;
     struct snapshot *snapshot; /* NULL: waiting, or over */
@@ -35,6 +42,9 @@ static void claim_free(struct claim *claim)
     while (*at != claim)
         at = &(*at)->next;
     *at = claim->next;
+    sd_event_source_disable_unref(claim->listener);
+    if (claim->streamed && claim->snapshot)
+        serves_snapshot_forgotten(claim->cache, claim->snapshot);
     free(claim);
 }
 
@@ -52,13 +62,37 @@ void claims_free(struct cache *cache)
 
 /* ---- getting the snapshot ---- */
 
+/* What is being written to the spool is not moved from under it, as long as there is room. */
+static int claim_prepare_flat(const struct claim *claim, struct snapshot *snapshot)
+{
+    int r = chain_prepare_flat(snapshot, claim->keep || snapshot_spools(snapshot));
+    if (r != -EDQUOT || claim->keep || !snapshot_spools(snapshot))
+        return r;
+    r = chain_prepare_flat(snapshot, false);
+    if (r == 0 && snapshot->moved)
+        spool_give_up(claim->cache, snapshot, "its restore had no room for a copy of its pages");
+    return r;
+}
+
 static void claim_take(struct claim *claim, struct snapshot *snapshot)
 {
-    char path[PATH_MAX];
+    char path[PATH_MAX], memory[PATH_MAX];
     struct error err;
-    int r = snapshot_path(snapshot, path, sizeof(path));
+    int r = snapshot_path(snapshot, "images", path, sizeof(path));
+    if (r == 0)
+        r = snapshot_path(snapshot, "memory", memory, sizeof(memory));
+    claim->streamed = snapshot->chain && !claim->to_copy && !snapshot->moved &&
+                      stream_restores(snapshot->imagefd);
+    if (r == 0 && !claim->to_copy && !claim->streamed)
+        r = claim_prepare_flat(claim, snapshot);
     if (r < 0) {
-        error_set_errno(&err, FAILURE_SYSTEM, r, "snapshot %s", snapshot->id);
+        if (r == -EDQUOT)
+            error_set(&err, FAILURE_LIMIT,
+                      "snapshot %s: the image-cache has no room to put its pages together: free "
+                      "others there (godwit forget), or raise its --memory-limit",
+                      snapshot->id);
+        else
+            error_set_errno(&err, FAILURE_SYSTEM, r, "snapshot %s", snapshot->id);
         claim_fail(claim, &err);
         return;
     }
@@ -69,6 +103,10 @@ static void claim_take(struct claim *claim, struct snapshot *snapshot)
     ready.id = snapshot->id;
     ready.token = claim->token;
     ready.directory = path;
+    if (snapshot->chain)
+        ready.memory = memory;
+    ready.moved = snapshot->moved;
+    ready.streamed = claim->streamed;
     client_send(claim->client, LOCAL_RESTORE_READY, &ready.base);
 }
 
@@ -105,6 +143,13 @@ static int claim_check(const struct claim *claim, const struct snapshot *snapsho
         return 0;
     case SNAPSHOT_READY:
         return 1;
+    case SNAPSHOT_PRE_DUMPED:
+        if (claim->to_copy)
+            return 1;
+        return error_set(err, FAILURE_USAGE,
+                         "snapshot %s: is a pre-dump, which is memory and no process: dump it with "
+                         "--parent %s first",
+                         snapshot->id, snapshot->id);
     case SNAPSHOT_PREPARED:
     case SNAPSHOT_RESTORED:
         return error_set(err, FAILURE_BUSY,
@@ -115,6 +160,10 @@ static int claim_check(const struct claim *claim, const struct snapshot *snapsho
     case SNAPSHOT_DOUBT:
         if (claim_holds(claim->cache, snapshot) || serves_hold(claim->cache, snapshot))
             return error_set(err, FAILURE_BUSY, "snapshot %s: a restore of it is at work",
+                             snapshot->id);
+        if (snapshot->spent)
+            return error_set(err, FAILURE_BUSY,
+                             "snapshot %s: has been restored, and is being written to the spool",
                              snapshot->id);
         if (claim->take_over)
             return 1;
@@ -131,7 +180,7 @@ static int claim_find(struct claim *claim, struct snapshot **ret, struct error *
         return *ret ? claim_check(claim, *ret, err) : 0;
     }
     unsigned count;
-    *ret = cache_next_ready(claim->cache, &count);
+    *ret = cache_next_ready(claim->cache, false, &count);
     if (count > 1)
         return error_set(err, FAILURE_BUSY,
                          "%u snapshots are there: say which with --snapshot (godwit status lists "
@@ -162,6 +211,7 @@ void claim_open(struct cache *cache, struct client *client, const struct local_p
         .client = client,
         .keep = open->keep,
         .take_over = open->take_over,
+        .to_copy = open->to_copy,
         .since_usec = now_usec(),
         .wait_usec = open->wait_usec,
     };
@@ -243,6 +293,54 @@ void claims_tick(struct cache *cache)
 
 /* ---- restoring it ---- */
 
+static struct claim *claim_of(const struct cache *cache, const struct client *client)
+{
+    struct claim *claim = cache->claims;
+    while (claim && claim->client != client)
+        claim = claim->next;
+    return claim;
+}
+
+static int on_stream(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct claim *claim = user;
+    int accepted = daemon_accept(fd);
+    if (accepted < 0)
+        return 0;
+    claim->listener = sd_event_source_disable_unref(claim->listener); /* it comes once */
+    serve_open_claimed(claim->cache, accepted, claim->snapshot);
+    return 0;
+}
+
+void claim_stream(struct cache *cache, struct client *client, struct local_packet *packet)
+{
+    struct claim *claim = claim_of(cache, client);
+    struct error err;
+    int fd = TAKE_FD(packet->fds[0]);
+    int r = fd < 0 ? -EBADF : set_nonblocking(fd, true);
+    if (r >= 0 && (!claim || !claim->snapshot || !claim->streamed || claim->listener))
+        r = -EPROTO;
+    if (r >= 0)
+        r = sd_event_add_io(cache->daemon.event, &claim->listener, fd, EPOLLIN, on_stream, claim);
+    if (r >= 0) {
+        sd_event_source_set_io_fd_own(claim->listener, true);
+        return;
+    }
+    close_fd(fd);
+    error_set_errno(&err, FAILURE_SYSTEM, r, "the socket for criu --stream");
+    client_fail(client, &err);
+}
+
+void claims_snapshot_spoilt(struct cache *cache, const struct snapshot *snapshot)
+{
+    for (struct claim *claim = cache->claims; claim; claim = claim->next) {
+        if (claim->snapshot == snapshot)
+            claim->spoilt = true;
+    }
+}
+
 /* The claim goes first: a kept snapshot is handed on to the next at once. */
 static void claim_done(struct claim *claim)
 {
@@ -262,8 +360,9 @@ bool claim_hook(struct cache *cache, struct client *client, const struct hook_as
             continue;
         if (strcmp(ask->action, "post-resume") == 0) {
             claim_done(claim);
-        } else if (claim->snapshot->revoked) {
-            client_hook(client, HOOK_NO, "the process runs on at the source");
+        } else if (claim->snapshot->revoked || claim->spoilt) {
+            client_hook(client, HOOK_NO,
+                        claim->spoilt ? HOOK_SPOILT : "the process runs on at the source");
             return true;
         } else if (strcmp(ask->action, "post-restore") == 0) {
             cache_set_state(cache, claim->snapshot, SNAPSHOT_STARTED);
@@ -281,9 +380,7 @@ void claim_exited(struct cache *cache, struct client *client, const struct local
     struct error err;
     _cleanup_message_ ProtobufCMessage *message =
         message_unpack(&godwit__pb__exited__descriptor, packet->bytes, packet->length, &err);
-    struct claim *claim = cache->claims;
-    while (claim && claim->client != client)
-        claim = claim->next;
+    struct claim *claim = claim_of(cache, client);
     if (!message || !claim || !claim->snapshot) {
         error_set(&err, FAILURE_PEER, "the cache knows no such restore");
         client_fail(client, &err);

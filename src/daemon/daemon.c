@@ -10,14 +10,12 @@
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <systemd/sd-daemon.h>
 
 #include "base/io.h"
 #include "wire/message.h"
 
-enum {
-    TICK_USEC = 500000,
-    CLIENT_ROOM = 4 << 20, /* bytes waiting for a local client */
-};
+enum { TICK_USEC = 500000 };
 
 struct target daemon_target(const struct daemon_options *options)
 {
@@ -71,6 +69,16 @@ int daemon_accept(int fd)
     return accepted;
 }
 
+/* A status of a full store has to fit; what is not taken is not sent again. */
+static void make_room(struct daemon *daemon, int fd)
+{
+    int room = DAEMON_CLIENT_ROOM;
+    if (daemon->ops->make_room)
+        daemon->ops->make_room(daemon, fd);
+    else
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
+}
+
 static int on_accept(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     (void)source;
@@ -83,9 +91,7 @@ static int on_accept(sd_event_source *source, int fd, uint32_t events, void *use
     struct ucred peer = {0};
     socklen_t length = sizeof(peer);
     getsockopt(accepted, SOL_SOCKET, SO_PEERCRED, &peer, &length);
-    /* A status of a full store has to fit; what is not taken is not sent again. */
-    int room = CLIENT_ROOM;
-    setsockopt(accepted, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
+    make_room(daemon, accepted);
     *client = (struct client){.daemon = daemon, .fd = accepted, .pid = peer.pid};
     if (sd_event_add_io(daemon->event, &client->io, accepted, EPOLLIN, on_client, client) < 0) {
         free(client);
@@ -147,7 +153,10 @@ static int on_signal(sd_event_source *source, const struct signalfd_siginfo *inf
     (void)source;
     struct daemon *daemon = user;
     if (info->ssi_signo == SIGHUP) {
-        daemonize_reopen_log(&daemon->options->daemonize);
+        if (daemon->ops->open_log)
+            daemonize_use_log(daemon->ops->open_log(daemon));
+        else
+            close_fd(daemonize_reopen_log(&daemon->daemonize));
         return 0;
     }
     log_info(&daemon->log, "ending: %s", strsignal((int)info->ssi_signo));
@@ -207,6 +216,7 @@ int daemon_open(struct daemon *daemon, const struct daemon_options *options, con
 {
     *daemon = (struct daemon){
         .options = options,
+        .daemonize = options->daemonize,
         .log = {.name = name, .level = options->log_level},
         .workdir = -EBADF,
         .lock = -EBADF,
@@ -215,18 +225,9 @@ int daemon_open(struct daemon *daemon, const struct daemon_options *options, con
         .user = user,
     };
     raise_nofile_limit();
-    daemon->workdir = workdir_open(options->workdir, true);
-    if (daemon->workdir == -EPERM)
-        return error_set(err, FAILURE_SYSTEM,
-                         "work-dir %s: must belong to the user of the daemon, writable by nobody "
-                         "else",
-                         options->workdir);
+    daemon->workdir = workdir_open(options->workdir, true, &daemon->workdir_path, err);
     if (daemon->workdir < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, daemon->workdir, "work-dir %s",
-                               options->workdir);
-    daemon->workdir_path = realpath(options->workdir, NULL);
-    if (!daemon->workdir_path)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "work-dir %s", options->workdir);
+        return -1;
     if (daemon_lock(daemon, err) < 0)
         return -1;
     int r = sd_event_new(&daemon->event);
@@ -254,14 +255,22 @@ int daemon_protect(struct daemon *daemon, struct error *err)
     return r;
 }
 
+int daemon_prepare(struct daemon *daemon, struct error *err)
+{
+    if (daemonize_prepare(&daemon->daemonize, err) < 0)
+        return -1;
+    daemon->prepared = true;
+    return 0;
+}
+
 int daemon_run(struct daemon *daemon, struct error *err)
 {
-    /* The options are the caller's; becoming ready changes only the daemonize part of a copy. */
-    struct daemonize daemonize = daemon->options->daemonize;
-    if (daemonize_ready(&daemonize, err) < 0)
-        return -1;
+    if (daemon->ops->tell_ready)
+        daemon->ops->tell_ready(daemon);
+    else
+        sd_notify(0, "READY=1");
+    daemonize_ready(&daemon->daemonize);
     int r = sd_event_loop(daemon->event);
-    daemonize_end(&daemonize);
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "the event loop");
     return r;
@@ -276,8 +285,11 @@ void daemon_close(struct daemon *daemon)
 {
     while (daemon->clients)
         client_close(daemon->clients);
-    if (daemon->lock >= 0)
+    if (daemon->lock >= 0 && daemon->workdir >= 0) {
         unlinkat(daemon->workdir, daemon->socket_name, 0);
+        if (daemon->prepared)
+            daemonize_end(&daemon->daemonize);
+    }
     sd_event_source_disable_unref(daemon->listener);
     for (size_t i = 0; i < ARRAY_SIZE(daemon->signals); i++)
         sd_event_source_disable_unref(daemon->signals[i]);

@@ -25,8 +25,14 @@ struct daemon_options {
     bool insecure;
     struct credential_files credentials;
     bool once;
-    bool accept;           /* cache: start restores when a migration asks */
+    /* where criu --page-server connects, a port of this host (proxy: or unix:PATH): proxy, pages
+     * come; cache, criu lazy-pages asks for pages; NULL: nowhere */
+    const char *page_server;
+    bool accept;                /* cache: start restores when a migration asks */
+    const char *accept_from;    /* for these names of certificates only; NULL: for all */
+    const char *accept_options; /* with these options of criu: see criu/allow.h */
     bool on_demand;        /* cache: started for one that asks by LOCAL_ATTACH; listens nowhere */
+    const char *spool;     /* cache: where snapshots are written to as well; NULL: nowhere */
     const char *criu;      /* cache: NULL: as criu_find() finds it */
     uint64_t memory_limit; /* of the cache, bytes; 0: 80 % of what is available */
     uint64_t silence_usec;
@@ -55,13 +61,22 @@ struct daemon_ops {
     void (*gone)(struct daemon *daemon, struct client *client);
     /* Every half second. */
     void (*tick)(struct daemon *daemon);
+    /* What a daemon that has given up its rights has others do.  NULL, all three: it does it
+     * itself. */
+    void (*make_room)(struct daemon *daemon, int fd); /* DAEMON_CLIENT_ROOM, for what is sent */
+    int (*open_log)(struct daemon *daemon);           /* anew: a descriptor, or -EBADF */
+    void (*tell_ready)(struct daemon *daemon);        /* to systemd */
 };
+
+enum { DAEMON_CLIENT_ROOM = 4 << 20 }; /* bytes waiting for a local client */
 
 struct daemon {
     const struct daemon_options *options;
     struct logger log;
     sd_event *event;
-    int workdir;        /* descriptor */
+    struct daemonize daemonize;
+    bool prepared;
+    int workdir;        /* descriptor; -EBADF: given up */
     char *workdir_path; /* absolute */
     const char *socket_name;
     int lock;
@@ -83,6 +98,9 @@ int daemon_open(struct daemon *daemon, const struct daemon_options *options, con
 /* Reads the credentials, for links by TCP, and says so if nothing is to protect them.  0, or -1
  * with *err set. */
 int daemon_protect(struct daemon *daemon, struct error *err);
+
+/* Writes the pid file.  0, or -1 with *err set. */
+int daemon_prepare(struct daemon *daemon, struct error *err);
 
 /* Tells that it is ready and serves until daemon_exit() or SIGTERM or SIGINT.  Exit status. */
 int daemon_run(struct daemon *daemon, struct error *err);

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/wait.h>
-#include <systemd/sd-daemon.h>
 
 #include "base/io.h"
 
@@ -24,7 +23,7 @@ static void wait_for_daemon(int fd, pid_t pid)
 
 int daemonize_begin(struct daemonize *daemonize, struct error *err)
 {
-    daemonize->starter = -EBADF;
+    daemonize->waiting = -EBADF;
     if (!daemonize->background)
         return 0;
     int fds[2];
@@ -38,7 +37,7 @@ int daemonize_begin(struct daemonize *daemonize, struct error *err)
         wait_for_daemon(fds[0], pid);
     }
     close_fd(fds[0]);
-    daemonize->starter = fds[1];
+    daemonize->waiting = fds[1];
     setsid();
     return 0;
 }
@@ -47,44 +46,78 @@ static int write_pidfile(const char *path)
 {
     char text[16];
     int n = snprintf(text, sizeof(text), "%d\n", (int)getpid());
-    _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    _cleanup_close_ int fd =
+        open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     return fd < 0 ? -errno : write_all(fd, text, (size_t)n);
 }
 
-void daemonize_reopen_log(const struct daemonize *daemonize)
+static int open_log(const struct daemonize *daemonize)
 {
-    if (!daemonize->log)
-        return;
-    _cleanup_close_ int fd =
-        open(daemonize->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd >= 0) {
-        dup2(fd, STDOUT_FILENO);
-        dup2(fd, STDERR_FILENO);
-    }
+    return daemonize->log
+               ? open(daemonize->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600)
+               : -EBADF;
 }
 
-int daemonize_ready(struct daemonize *daemonize, struct error *err)
+void daemonize_use_log(int fd)
 {
+    if (fd < 0)
+        return;
+    dup2(fd, STDOUT_FILENO);
+    dup2(fd, STDERR_FILENO);
+    close_fd(fd);
+}
+
+int daemonize_reopen_log(const struct daemonize *daemonize)
+{
+    int fd = open_log(daemonize);
+    if (fd >= 0)
+        daemonize_use_log(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    return fd;
+}
+
+static void open_outputs(struct daemonize *daemonize)
+{
+    daemonize->null_fd = daemonize->background ? open("/dev/null", O_RDWR | O_CLOEXEC) : -EBADF;
+    daemonize->log_fd = open_log(daemonize);
+}
+
+static void use_outputs(struct daemonize *daemonize)
+{
+    for (int fd = STDIN_FILENO; daemonize->null_fd >= 0 && fd <= STDERR_FILENO; fd++)
+        dup2(daemonize->null_fd, fd);
+    daemonize->null_fd = close_fd(daemonize->null_fd);
+    daemonize_use_log(daemonize->log_fd);
+    daemonize->log_fd = -EBADF;
+}
+
+void daemonize_leave(const struct daemonize *daemonize)
+{
+    struct daemonize copy = *daemonize;
+    open_outputs(&copy);
+    use_outputs(&copy);
+}
+
+int daemonize_prepare(struct daemonize *daemonize, struct error *err)
+{
+    if (daemonize->background && chdir("/") < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "chdir /");
     int r = daemonize->pidfile ? write_pidfile(daemonize->pidfile) : 0;
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "pid file %s", daemonize->pidfile);
-    if (daemonize->background) {
-        _cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-        if (chdir("/") < 0)
-            return error_set_errno(err, FAILURE_SYSTEM, errno, "chdir /");
-        for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++)
-            dup2(null, fd);
-    }
-    daemonize_reopen_log(daemonize);
+    open_outputs(daemonize);
+    return 0;
+}
+
+void daemonize_ready(struct daemonize *daemonize)
+{
     char zero = 0;
+    use_outputs(daemonize);
     if (daemonize->status_fd >= 0)
         write_all(daemonize->status_fd, &zero, 1);
     daemonize->status_fd = close_fd(daemonize->status_fd);
-    if (daemonize->starter >= 0)
-        write_all(daemonize->starter, &zero, 1);
-    daemonize->starter = close_fd(daemonize->starter);
-    sd_notify(0, "READY=1");
-    return 0;
+    if (daemonize->waiting >= 0)
+        write_all(daemonize->waiting, &zero, 1);
+    daemonize->waiting = close_fd(daemonize->waiting);
 }
 
 void daemonize_end(const struct daemonize *daemonize)

@@ -2,14 +2,17 @@
 /*
  * One dump on the source host.
  *
- *   WAIT_LINK ──▶ OPENING ──▶ SENDING ──▶ ASKED ──▶ ALLOWED ──▶ DECIDED ──▶ OVER
- *       └────────────┴───────────┴──────────┴──▶ (failed) ─────────────────────▲
+ *   WAIT_LINK ─▶ OPENING ─▶ COPYING ─▶ SENDING ─▶ ASKED ─▶ ALLOWED ─▶ DECIDED ─▶ OVER
+ *       └───────────┴──────────┴──────────┴─────────┴──▶ (failed) ───────────────▲
  *
  *   OPENING  the cache has been asked whether it takes the snapshot
+ *   COPYING  of a process that is followed: what it has written is sent while it runs
  *   SENDING  criu dumps
  *   ASKED    the post-dump hook asks; the images are sent and acknowledged while it waits
  *   ALLOWED  the hook was told yes: criu kills the tasks, or does not; nothing but their end tells
  *   DECIDED  the verdict is on its way to the cache
+ *
+ * A pre-dump goes from COPYING to ASKED, and is over when the cache has acknowledged it.
  *
  * Before ALLOWED every failure is the dump's failure: the hook is told no, and criu lets the
  * process run on.  From then on the process itself is asked: when it has ended, the snapshot may be
@@ -26,9 +29,10 @@
 
 #include "base/io.h"
 #include "criu/process.h"
+#include "criu/scan_filter.h"
 #include "criu/stream.h"
-#include "daemon/proxy.h"
-#include "migrate/sender.h"
+#include "daemon/intake.h"
+#include "daemon/lineage.h"
 #include "task/task.h"
 
 /* How long after criu's end the process may show no sign of being killed, and still be. */
@@ -43,6 +47,7 @@ enum {
 enum dump_state {
     DUMP_WAIT_LINK,
     DUMP_OPENING,
+    DUMP_COPYING,
     DUMP_SENDING,
     DUMP_ASKED,
     DUMP_ALLOWED,
@@ -53,6 +58,7 @@ enum dump_state {
 static const char *const phase_names[] = {
     [DUMP_WAIT_LINK] = "waiting for the link",
     [DUMP_OPENING] = "opening",
+    [DUMP_COPYING] = "copying",
     [DUMP_SENDING] = "dumping",
     [DUMP_ASKED] = "completing",
     [DUMP_ALLOWED] = "ending the source",
@@ -74,6 +80,12 @@ struct dump {
     struct client *client, *hook; /* NULL: none, or gone */
     int pages_fd, images_fd;      /* until their doors are opened */
 
+    /* of a process that is followed, or is going to be */
+    struct lineage_choice based; /* its lineage: until it has been told of the end */
+    bool pre_dump;
+    bool narrowed, listed;      /* criu was shown less than there is; what exists was sent */
+    sd_event_source *filter_io; /* the scan filter tells that */
+
     /* what is known of the source, once ALLOWED */
     sd_event_source *root_io, *lifeline_io;
     int root_fd;
@@ -83,6 +95,8 @@ struct dump {
     uint64_t criu_ended_usec;
     uint64_t question_at;      /* where on the link what was asked last ends */
     uint64_t unanswered_since; /* since when the cache has it; 0: it has not */
+
+    struct intake_memory *memory; /* of criu --page-server: its pages, which came before */
 
     /* criu --stream */
     sd_event_source *stream_io;
@@ -115,6 +129,7 @@ static void dump_stop_listening(struct dump *dump)
 {
     dump->root_io = sd_event_source_disable_unref(dump->root_io);
     dump->lifeline_io = sd_event_source_disable_unref(dump->lifeline_io);
+    dump->filter_io = sd_event_source_disable_unref(dump->filter_io);
     dump->stream_io = sd_event_source_disable_unref(dump->stream_io);
     dump->pages_fd = close_fd(dump->pages_fd);
     dump->images_fd = close_fd(dump->images_fd);
@@ -134,6 +149,9 @@ static void dump_fail(struct dump *dump, const struct error *err)
         return;
     log_error(&dump->proxy->daemon.log, "dump %s: %s", dump->id, err->text);
     dump->state = DUMP_OVER; /* so that what the sender reports from here on is no news */
+    struct lineage *lineage = TAKE_PTR(dump->based.lineage);
+    if (lineage)
+        lineage_failed(lineage, err);
     if (dump->hook)
         client_hook(dump->hook, HOOK_NO, err->text);
     if (dump->client)
@@ -151,10 +169,14 @@ static void dump_fail(struct dump *dump, const struct error *err)
 struct dump *dump_free(struct dump *dump)
 {
     struct dump *next = dump->next;
+    struct error gone = dump_error(FAILURE_PEER, "the image-proxy ends");
     dump_stop_listening(dump);
+    if (dump->based.lineage)
+        lineage_failed(dump->based.lineage, &gone);
     sender_free(dump->sender);
     free(dump->command);
     free(dump->stream_name);
+    intake_memory_free(dump->memory);
     free(dump);
     return next;
 }
@@ -182,9 +204,23 @@ static void dump_tell_doubt(struct dump *dump)
     dump->client = NULL;
 }
 
+/* What becomes of what was noted of the process. */
+static void dump_settle_lineage(struct dump *dump, bool commit, const char *text)
+{
+    struct error err = dump_error(FAILURE_CRIU, text);
+    struct lineage *lineage = TAKE_PTR(dump->based.lineage);
+    if (lineage && !commit)
+        lineage_failed(lineage, &err);
+    else if (lineage && dump->source_lives_on)
+        lineage_keep(lineage, dump->id, dump->token);
+    else if (lineage)
+        lineage_end(lineage);
+}
+
 static void dump_decide(struct dump *dump, bool commit, const char *text)
 {
     struct proxy *proxy = dump->proxy;
+    dump_settle_lineage(dump, commit, text);
     dump->commit = commit;
     dump->state = DUMP_DECIDED;
     if (!commit)
@@ -284,6 +320,11 @@ static int on_root(sd_event_source *source, int fd, uint32_t events, void *user)
     struct dump *dump = user;
     sd_event_source_set_enabled(source, SD_EVENT_OFF);
     dump->root_ended = true;
+    if (dump->pre_dump) {
+        struct error err = dump_error(FAILURE_NOT_FOUND, "the process has ended meanwhile");
+        dump_fail(dump, &err);
+        return 0;
+    }
     dump_evaluate(dump);
     return 0;
 }
@@ -318,6 +359,17 @@ static int dump_watch_root(struct dump *dump, int pidfd)
 
 /* ---- the sender ---- */
 
+/* The pre-dump is complete. */
+static void dump_end_pre_dump(struct dump *dump)
+{
+    lineage_keep(TAKE_PTR(dump->based.lineage), dump->id, dump->token);
+    log_info(&dump->proxy->daemon.log, "pre-dump %s: complete, %llu bytes", dump->id,
+             (unsigned long long)sender_bytes(dump->sender));
+    if (dump->client)
+        client_done(dump->client, sender_bytes(dump->sender));
+    dump_over(dump, FAILURE_NONE);
+}
+
 static void dump_allow(struct dump *dump)
 {
     /* A hook that has not heard the yes has said no to criu.  criu --stream with no hook at all has
@@ -331,10 +383,41 @@ static void dump_allow(struct dump *dump)
     dump_evaluate(dump);
 }
 
+/* Tells the client what it is going to be; then it starts criu, unless it is a pre-dump. */
+static void dump_tell_opened(struct dump *dump)
+{
+    enum { HIDDEN_MAX = LOCAL_PACKET_MAX - 1024 };
+    _cleanup_free_ char *hidden = NULL, *skipped = NULL;
+    Godwit__Pb__DumpOpened opened = GODWIT__PB__DUMP_OPENED__INIT;
+    opened.id = dump->id;
+    opened.token = dump->token;
+    opened.parent = dump->based.parent;
+    opened.why_full = dump->based.why_full;
+    if (dump->based.lineage && (skipped = lineage_skipped(dump->based.lineage))) {
+        log_info(&dump->proxy->daemon.log, "dump %s: %s", dump->id, skipped);
+        opened.skipped = skipped;
+    }
+    if (dump->based.lineage && !dump->pre_dump) {
+        hidden = lineage_hide(dump->based.lineage);
+        opened.narrow = true;
+        if (hidden)
+            opened.hidden = (ProtobufCBinaryData){strlen(hidden), (uint8_t *)hidden};
+    }
+    if (opened.hidden.len > HIDDEN_MAX) {
+        struct error err = dump_error(FAILURE_LIMIT, "there are too many tasks to be compared");
+        dump_fail(dump, &err);
+        return;
+    }
+    if (dump->client)
+        client_send(dump->client, LOCAL_DUMP_OPENED, &opened.base);
+}
+
 static void dump_opened(struct dump *dump)
 {
     dump->state = DUMP_SENDING;
-    int r = dump->pages_fd >= 0 ? sender_open_page_door(dump->sender, TAKE_FD(dump->pages_fd)) : 0;
+    int r = dump->pages_fd >= 0
+                ? sender_open_page_door(dump->sender, TAKE_FD(dump->pages_fd), NULL, NULL)
+                : 0;
     if (r < 0) {
         struct error err;
         error_set_errno(&err, FAILURE_SYSTEM, r, "dump %s", dump->id);
@@ -343,12 +426,84 @@ static void dump_opened(struct dump *dump)
     }
     if (dump->stream_io)
         sd_event_source_set_enabled(dump->stream_io, SD_EVENT_ON);
-    if (!dump->client)
+    dump_tell_opened(dump);
+}
+
+/* What criu --page-server has left in its directory; its pages are there already. */
+static void dump_send_images(struct dump *dump)
+{
+    struct error err;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < dump->memory->count; i++)
+        r = sender_add_based(dump->sender, dump->memory->objects[i].kind,
+                             dump->memory->objects[i].id);
+    if (r == 0)
+        r = sender_open_directory(dump->sender, TAKE_FD(dump->images_fd));
+    if (r < 0) {
+        error_set_errno(&err, FAILURE_SYSTEM, r, "dump %s", dump->id);
+        dump_fail(dump, &err);
         return;
-    Godwit__Pb__DumpOpened opened = GODWIT__PB__DUMP_OPENED__INIT;
-    opened.id = dump->id;
-    opened.token = dump->token;
-    client_send(dump->client, LOCAL_DUMP_OPENED, &opened.base);
+    }
+    dump->state = DUMP_ASKED;
+    sender_finish(dump->sender);
+}
+
+/* The cache takes it. */
+static void dump_accepted(struct dump *dump)
+{
+    struct error err;
+    if (dump->memory) {
+        dump_send_images(dump);
+        return;
+    }
+    if (!dump->based.lineage) {
+        dump_opened(dump);
+        return;
+    }
+    dump->state = DUMP_COPYING;
+    if (lineage_copy(dump->based.lineage, dump, dump->sender, &err) < 0)
+        dump_fail(dump, &err);
+    else if (dump->pre_dump)
+        dump_tell_opened(dump);
+}
+
+void dump_copied(struct dump *dump)
+{
+    if (dump->state != DUMP_COPYING)
+        return;
+    if (dump->pre_dump) {
+        dump->state = DUMP_ASKED;
+        sender_finish(dump->sender);
+    } else {
+        dump_opened(dump);
+    }
+}
+
+/* Sends what exists, once.  |held|: criu has done with the tasks; else they only should stand still
+ * by now. */
+static void dump_list(struct dump *dump, bool held)
+{
+    struct error err;
+    if (!dump->based.lineage || dump->listed || (!held && !task_is_traced(dump->root_pid)))
+        return;
+    int r = lineage_list(dump->based.lineage, held, &err);
+    if (r < 0)
+        dump_fail(dump, &err);
+    dump->listed = r > 0;
+}
+
+/* The scan filter tells that all tasks stand still, and that criu has been shown less. */
+static int on_filter(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)events;
+    struct dump *dump = user;
+    char what;
+    if (read(fd, &what, 1) != 1)
+        return sd_event_source_set_enabled(source, SD_EVENT_OFF);
+    dump->narrowed |= what == SCAN_FILTER_LESS;
+    if (what == SCAN_FILTER_STILL && dump->state == DUMP_SENDING)
+        dump_list(dump, false);
+    return 0;
 }
 
 static void on_sender_changed(struct sender *sender, void *user)
@@ -363,10 +518,13 @@ static void on_sender_changed(struct sender *sender, void *user)
         dump_asks(dump);
         return;
     case SENDER_SENDING:
-        dump_opened(dump);
+        dump_accepted(dump);
         return;
     case SENDER_ACKED:
-        dump_allow(dump);
+        if (dump->pre_dump)
+            dump_end_pre_dump(dump);
+        else
+            dump_allow(dump);
         return;
     case SENDER_FAILED:
         dump_fail(dump, sender_error(sender));
@@ -389,6 +547,9 @@ void dump_link_up(struct dump *dump)
     begin.command = dump->command;
     begin.source_lives_on = dump->source_lives_on;
     begin.nonce = dump->token;
+    begin.pre_dump = dump->pre_dump;
+    begin.parent = dump->based.parent;
+    begin.parent_nonce = dump->based.parent_nonce;
     dump->state = DUMP_OPENING;
     dump->sender = sender_new(proxy->daemon.event, proxy->link, ++proxy->last_session, &begin,
                               &sender_ops, dump);
@@ -477,12 +638,14 @@ static bool dump_is_under_way(const struct proxy *proxy, uint32_t pid)
 
 static int dump_take_fds(struct dump *dump, struct local_packet *packet)
 {
+    int r = dump_watch_root(dump, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
+    if (r < 0 || dump->pre_dump)
+        return r;
     dump->pages_fd = TAKE_FD(packet->fds[DUMP_FD_PAGES]);
     dump->images_fd = TAKE_FD(packet->fds[DUMP_FD_IMAGES]);
-    int r = dump_watch_root(dump, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
+    r = dump_watch(dump, &dump->lifeline_io, TAKE_FD(packet->fds[DUMP_FD_LIFELINE]), on_lifeline);
     if (r >= 0)
-        r = dump_watch(dump, &dump->lifeline_io, TAKE_FD(packet->fds[DUMP_FD_LIFELINE]),
-                       on_lifeline);
+        r = dump_watch(dump, &dump->filter_io, TAKE_FD(packet->fds[DUMP_FD_FILTER]), on_filter);
     return r;
 }
 
@@ -503,6 +666,10 @@ void dump_open(struct proxy *proxy, struct client *client, struct local_packet *
         error_set(&err, FAILURE_BUSY, "process %u is being dumped already", open->pid);
         open = NULL;
     }
+    struct lineage_choice based = {0};
+    lineages_reap(proxy);
+    if (open && lineage_choose(proxy, open, packet->fds[DUMP_FD_PROCESS], &based, &err) < 0)
+        open = NULL;
     if (!open) {
         client_fail(client, &err);
         return;
@@ -510,10 +677,14 @@ void dump_open(struct proxy *proxy, struct client *client, struct local_packet *
     struct dump *dump = dump_new(proxy, open->id, open->pid, open->command);
     if (!dump) {
         err = dump_error(FAILURE_SYSTEM, "no memory for a dump");
+        if (based.lineage)
+            lineage_failed(based.lineage, &err);
         client_fail(client, &err);
         return;
     }
     dump->client = client;
+    dump->based = based;
+    dump->pre_dump = open->pre_dump;
     dump->source_lives_on = open->source_lives_on;
     int r = dump_take_fds(dump, packet);
     if (r < 0) {
@@ -522,7 +693,8 @@ void dump_open(struct proxy *proxy, struct client *client, struct local_packet *
         dump_free(dump);
         return;
     }
-    log_info(&proxy->daemon.log, "dump %s: process %u (%s)", dump->id, dump->pid, dump->command);
+    log_info(&proxy->daemon.log, "%s %s: process %u (%s)%s%s", dump->pre_dump ? "pre-dump" : "dump",
+             dump->id, dump->pid, dump->command, *based.parent ? ", based on " : "", based.parent);
     dump_start(dump);
 }
 
@@ -633,21 +805,83 @@ void dump_open_stream(struct proxy *proxy, int fd)
 
 /* ---- hooks and clients ---- */
 
+static bool dump_is_of(const struct dump *dump, const struct hook_ask *ask, pid_t criu)
+{
+    return ask->token ? dump->token == ask->token : criu > 0 && dump->criu_pid == criu;
+}
+
 static struct dump *dump_for_hook(struct proxy *proxy, const struct client *client,
                                   const struct hook_ask *ask)
 {
     pid_t criu = ask->token ? 0 : task_parent(client->pid);
     for (struct dump *dump = proxy->dumps; dump; dump = dump->next) {
-        if (dump->state == DUMP_SENDING &&
-            (ask->token ? dump->token == ask->token : dump->is_stream && dump->criu_pid == criu))
+        if (dump->state == DUMP_SENDING && !dump->memory && dump_is_of(dump, ask, criu))
             return dump;
     }
     return NULL;
 }
 
-void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask *ask)
+/* A criu whose pages came by its page-server connection asks: its images follow them. */
+static void dump_open_images(struct proxy *proxy, struct client *client, const struct hook_ask *ask,
+                             int images_fd)
+{
+    pid_t root = (pid_t)ask->root_pid;
+    struct intake_memory *memory = intake_take_dumped(proxy, root);
+    struct dump *dump = memory ? dump_new(proxy, "", ask->root_pid, "criu --page-server") : NULL;
+    int process = dump ? (int)syscall(SYS_pidfd_open, root, 0) : -EBADF;
+    int criu = dump ? (int)syscall(SYS_pidfd_open, task_parent(client->pid), 0) : -EBADF;
+    if (process < 0 || criu < 0 || dump_watch_root(dump, TAKE_FD(process)) < 0 ||
+        dump_watch(dump, &dump->lifeline_io, TAKE_FD(criu), on_lifeline) < 0) {
+        client_hook(
+            client, HOOK_NO,
+            "its pages have not come by --page-server, or whose they are could not be told, "
+            "nor is it another dump");
+        close_fd(process);
+        close_fd(criu);
+        close_fd(images_fd);
+        intake_memory_free(memory);
+        if (dump)
+            dump_free(dump);
+        return;
+    }
+    dump->memory = memory;
+    dump->criu_pid = task_parent(client->pid);
+    dump->images_fd = images_fd;
+    dump->hook = client;
+    snprintf(dump->based.parent, sizeof(dump->based.parent), "%s", memory->id);
+    dump->based.parent_nonce = memory->nonce;
+    log_info(&proxy->daemon.log, "dump %s: process %u, whose pages are %s", dump->id, dump->pid,
+             memory->id);
+    dump_start(dump);
+}
+
+/* Whether criu has had its yes already: it runs an action script as often as it was told of it, and
+ * one configuration may reach it twice. */
+static bool dump_is_allowed(const struct proxy *proxy, const struct client *client,
+                            const struct hook_ask *ask)
+{
+    pid_t criu = ask->token ? 0 : task_parent(client->pid);
+    for (const struct dump *dump = proxy->dumps; dump; dump = dump->next) {
+        if (dump->state == DUMP_ALLOWED && dump_is_of(dump, ask, criu))
+            return true;
+    }
+    return false;
+}
+
+void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask *ask,
+               int images_fd)
 {
     struct dump *dump = dump_for_hook(proxy, client, ask);
+    if (!dump && dump_is_allowed(proxy, client, ask)) {
+        close_fd(images_fd);
+        client_hook(client, HOOK_YES, "");
+        return;
+    }
+    if (!dump && !ask->token && images_fd >= 0) {
+        dump_open_images(proxy, client, ask, images_fd);
+        return;
+    }
+    close_fd(images_fd);
     if (!dump) {
         client_hook(client, HOOK_NO, "the proxy knows no such dump");
         return;
@@ -679,6 +913,12 @@ void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask
         dump_fail(dump, &err);
         return;
     }
+    dump_list(dump, true);
+    if (dump->state != DUMP_SENDING)
+        return;
+    if (dump->based.lineage && !dump->narrowed)
+        log_info(&proxy->daemon.log, "dump %s: criu could not be shown only what was written",
+                 dump->id);
     dump->state = DUMP_ASKED;
     sender_finish(dump->sender);
 }
@@ -712,7 +952,7 @@ void dump_client_gone(struct dump *dump, struct client *client)
     if (dump->hook == client) {
         dump->hook = NULL;
         struct error err = dump_error(FAILURE_CRIU, "criu's hook has gone before it was answered");
-        if (dump->state == DUMP_ASKED)
+        if (dump->state == DUMP_ASKED || (dump->memory && dump->state < DUMP_ALLOWED))
             dump_fail(dump, &err);
     }
     if (dump->client == client)
@@ -785,7 +1025,7 @@ void dump_tick(struct dump *dump)
     if (dump->client)
         client_progress(dump->client, dump->sender ? sender_bytes(dump->sender) : 0,
                         phase_names[dump->state]);
-    if (dump->hook && dump->state == DUMP_ASKED)
+    if (dump->hook && (dump->state == DUMP_ASKED || (dump->memory && dump->state < DUMP_ALLOWED)))
         client_hook(dump->hook, HOOK_WAIT, "");
 }
 

@@ -11,23 +11,12 @@
  * runs.  A hook that holds comes back to the next image-cache; so a cache may be killed at any
  * time.
  */
-#include <dirent.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <signal.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/random.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 
-#include "criu/lazy.h"
 #include "criu/process.h"
 #include "daemon/cache.h"
-#include "pager/pager.h"
-#include "task/task.h"
 #include "wire/link.h"
 
 enum { ATTEMPTS_MAX = 3 };
@@ -42,15 +31,16 @@ struct incoming {
     struct cache *cache;
     struct incoming *next;
     struct snapshot *snapshot;
+    char id[WIRE_ID_MAX + 1]; /* its, also when it has gone */
     struct client *hook;      /* that waits for the answer; NULL: none */
-    pid_t keeper;             /* of criu; 0: none, or a predecessor's */
-    sd_event_source *criu_io; /* its end */
+    bool kept;                /* a keeper of ours is at work */
+    uint64_t token;           /* of its criu's hook */
     uint64_t since_usec;      /* of this attempt, or since this cache has known of it */
     uint64_t running_usec;    /* since when the process runs; 0: not yet */
     unsigned attempts;
     bool dropping, criu_failed, again;
     bool orphaned; /* the keeper was killed, and criu works on: only its hook tells of it */
-    char log[PATH_MAX], directory[PATH_MAX];
+    bool ahead;    /* criu has been started, and waits for incoming_go() */
 };
 
 static struct incoming *incoming_find(struct cache *cache, const struct snapshot *snapshot)
@@ -68,7 +58,6 @@ static void incoming_free(struct incoming *incoming)
     while (*at != incoming)
         at = &(*at)->next;
     *at = incoming->next;
-    sd_event_source_disable_unref(incoming->criu_io);
     free(incoming);
 }
 
@@ -78,24 +67,20 @@ static struct incoming *incoming_new(struct cache *cache, struct snapshot *snaps
     if (!incoming)
         return NULL;
     *incoming = (struct incoming){
-        .cache = cache, .snapshot = snapshot, .next = cache->incomings, .since_usec = now_usec()};
+        .cache = cache,
+        .snapshot = snapshot,
+        .next = cache->incomings,
+        .since_usec = now_usec(),
+    };
+    strcpy(incoming->id, snapshot->id);
     cache->incomings = incoming;
-    const char *workdir = cache->daemon.workdir_path;
-    int n = snprintf(incoming->directory, sizeof(incoming->directory), "%s/incoming-%s", workdir,
-                     snapshot->id);
-    if (n < 0 || n + 16 >= (int)sizeof(incoming->log)) {
-        incoming_free(incoming);
-        return NULL;
-    }
-    memcpy(incoming->log, incoming->directory, (size_t)n);
-    strcpy(incoming->log + n, "/restore.log");
     return incoming;
 }
 
 /* Tells the source, if it can be reached now; if not, it will ask. */
 static void incoming_tell(const struct incoming *incoming, uint16_t type, const struct error *err)
 {
-    struct link *link = cache_link(incoming->cache, incoming->snapshot->origin);
+    struct link *link = peers_link(incoming->cache, incoming->snapshot->origin);
     if (!link)
         return;
     Godwit__Pb__Standing standing = GODWIT__PB__STANDING__INIT;
@@ -112,32 +97,22 @@ static void incoming_tell(const struct incoming *incoming, uint16_t type, const 
 
 /* ---- the end ---- */
 
-/* By name and never recursively: criu may have left mounts in its work-dir. */
-static void remove_directory(int workdir, const char *name, bool keep_log)
+static struct starter *starter_of(const struct incoming *incoming)
 {
-    int dirfd = openat(workdir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (dirfd < 0)
-        return;
-    unlinkat(dirfd, "stats-restore", 0);
-    unlinkat(dirfd, LAZY_SOCKET, 0);
-    if (!keep_log)
-        unlinkat(dirfd, "restore.log", 0);
-    close_fd(dirfd);
-    unlinkat(workdir, name, AT_REMOVEDIR);
+    return incoming->cache->starter;
 }
 
-/* criu's log stays where criu failed, for whoever wants to know why. */
+/* criu's log stays where criu failed. */
 static void incoming_remove_directory(const struct incoming *incoming)
 {
-    remove_directory(incoming->cache->daemon.workdir, strrchr(incoming->directory, '/') + 1,
-                     incoming->criu_failed);
+    starter_remove(starter_of(incoming), incoming->snapshot->id, incoming->criu_failed);
 }
 
 static void incoming_over(struct incoming *incoming, bool remove)
 {
     struct cache *cache = incoming->cache;
     if (incoming->snapshot->lazy)
-        pager_stop(incoming->snapshot->dirfd);
+        starter_stop_pager(starter_of(incoming), incoming->snapshot->id);
     if (remove) {
         incoming_remove_directory(incoming);
         snapshot_remove(incoming->snapshot);
@@ -155,8 +130,8 @@ static void incoming_drop(struct incoming *incoming, const char *why)
     incoming->since_usec = now_usec();
     if (incoming->hook)
         client_hook(incoming->hook, HOOK_NO, why);
-    if (incoming->keeper > 0)
-        kill(incoming->keeper, SIGTERM);
+    if (incoming->kept)
+        starter_stop(starter_of(incoming), incoming->snapshot->id);
     else if (!incoming->hook && incoming->snapshot->state != SNAPSHOT_PREPARED)
         incoming_over(incoming, true);
     /* Else the hook of a predecessor's criu still has to hear it. */
@@ -164,17 +139,22 @@ static void incoming_drop(struct incoming *incoming, const char *why)
 
 /* ---- its memory ---- */
 
-/* Whether the pager has nothing more to do; *ret_lost tells that it cannot do what it has. */
+/*
+ * Whether the pager has nothing more to do; *ret_lost tells that it cannot do what it has.  Of a
+ * process that runs nothing is left of it when all has been filled in.
+ */
 static bool pager_is_over(const struct incoming *incoming, bool *ret_lost, struct pager_view *view)
 {
+    const struct snapshot *snapshot = incoming->snapshot;
     *ret_lost = false;
-    if (!incoming->snapshot->lazy)
+    if (!snapshot->lazy)
         return true;
-    if (pager_look(incoming->snapshot->dirfd, view) < 0)
+    int r = starter_look(starter_of(incoming), snapshot->id, view);
+    if (r < 0)
         *view = (struct pager_view){.text = "it has left nothing"};
-    if (view->phase == PAGER_DONE)
+    if (view->phase == PAGER_DONE || (r == -ENOENT && snapshot->state == SNAPSHOT_RESTORED))
         return true;
-    *ret_lost = view->phase == PAGER_FAILED || !view->alive;
+    *ret_lost = restores_is_lost(view);
     return *ret_lost;
 }
 
@@ -184,16 +164,17 @@ static bool pager_is_over(const struct incoming *incoming, bool *ret_lost, struc
  */
 static void incoming_kill(const struct incoming *incoming, const struct pager_view *view)
 {
-    struct task_tree tree;
     const struct snapshot *snapshot = incoming->snapshot;
-    if (task_tree_open((pid_t)snapshot->pid, &tree) == 0)
-        task_tree_kill(&tree);
-    task_tree_close(&tree);
+    int r = starter_kill(starter_of(incoming), snapshot->id);
     log_error(&incoming->cache->daemon.log,
-              "snapshot %s: process %u has been killed: %llu of its %llu pages have been lost with "
+              "snapshot %s: process %u %s: %llu of its %llu pages have been lost with "
               "the pager: %s",
-              snapshot->id, snapshot->pid, (unsigned long long)(view->pages - view->filled),
-              (unsigned long long)view->pages, view->text[0] ? view->text : "it was killed");
+              snapshot->id, snapshot->pid,
+              r == 0        ? "has been killed"
+              : r == -ESRCH ? "is not there any more"
+                            : "is to be killed, which failed",
+              (unsigned long long)(view->pages - view->filled), (unsigned long long)view->pages,
+              view->text[0] ? view->text : "it was killed");
 }
 
 /* Before it runs, all of it can be built once more.  Whether that has to be: criu is told to end.
@@ -209,8 +190,8 @@ static bool incoming_check_pager(struct incoming *incoming)
               view.text[0] ? view.text : "it was killed");
     if (incoming->hook)
         client_hook(incoming->hook, HOOK_NO, "the pager has gone");
-    else if (incoming->keeper > 0)
-        kill(incoming->keeper, SIGTERM);
+    else if (incoming->kept)
+        starter_stop(starter_of(incoming), incoming->snapshot->id);
     return true;
 }
 
@@ -247,12 +228,13 @@ static void incoming_runs(struct incoming *incoming)
     cache_set_state(incoming->cache, snapshot, SNAPSHOT_RESTORED);
     incoming_tell(incoming, FRAME_RESTORED, NULL);
     if (snapshot->lazy)
-        pager_release(snapshot->dirfd);
+        starter_release(starter_of(incoming), snapshot->id);
 }
 
 /* ---- criu ---- */
 
 static void incoming_start(struct incoming *incoming);
+static void incoming_over_ahead(struct incoming *incoming);
 
 /* Nothing was built here, or it is gone: the source learns it. */
 static void incoming_give_up(struct incoming *incoming, const struct error *err)
@@ -267,20 +249,19 @@ static void incoming_give_up(struct incoming *incoming, const struct error *err)
         incoming_drop(incoming, "nobody waits for it");
 }
 
-static void incoming_failed(struct incoming *incoming, int status)
+/* err: why, which is the caller's to lose. */
+static void incoming_failed(struct incoming *incoming, int status, struct error *err)
 {
     struct cache *cache = incoming->cache;
     struct snapshot *snapshot = incoming->snapshot;
-    struct error err;
-    criu_explain("criu restore", status, incoming->log, &err);
-    error_prefix(&err, "snapshot %s", snapshot->id);
-    log_error(&cache->daemon.log, "%s", err.text);
+    error_prefix(err, "snapshot %s", snapshot->id);
+    log_error(&cache->daemon.log, "%s", err->text);
     incoming->criu_failed = !criu_killed_by(status);
     if (snapshot->state == SNAPSHOT_STARTED && incoming->attempts < ATTEMPTS_MAX) {
         incoming->again = true; /* at the next tick: process ids take a moment to be free */
         return;
     }
-    incoming_give_up(incoming, &err);
+    incoming_give_up(incoming, err);
 }
 
 /*
@@ -300,23 +281,22 @@ static void incoming_orphaned(struct incoming *incoming, int by_signal)
         incoming_give_up(incoming, &err);
 }
 
-static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *user)
+/* The keeper has ended. */
+static void incoming_ended(struct incoming *incoming, struct restore_end *end)
 {
-    (void)source;
-    (void)fd;
-    (void)events;
-    struct incoming *incoming = user;
-    incoming->criu_io = sd_event_source_disable_unref(incoming->criu_io);
-    int status = 0;
-    while (waitpid(incoming->keeper, &status, 0) < 0 && errno == EINTR)
-        ;
-    incoming->keeper = 0;
-    if (WIFSIGNALED(status) && !incoming->running_usec) {
-        incoming_orphaned(incoming, WTERMSIG(status));
-        return 0;
+    incoming->kept = false;
+    if (incoming->ahead) {
+        log_error(&incoming->cache->daemon.log, "snapshot %s: criu, started ahead, has ended",
+                  incoming->snapshot->id);
+        incoming_over_ahead(incoming);
+        return;
+    }
+    if (WIFSIGNALED(end->status) && !incoming->running_usec) {
+        incoming_orphaned(incoming, WTERMSIG(end->status));
+        return;
     }
     incoming->hook = NULL; /* it has gone with criu */
-    status = criu_exit_status(status);
+    int status = criu_exit_status(end->status);
     if (status == 0)
         incoming_runs(incoming);
     if (incoming->running_usec)
@@ -324,60 +304,52 @@ static int on_criu_end(sd_event_source *source, int fd, uint32_t events, void *u
     else if (incoming->dropping)
         incoming_over(incoming, true);
     else
-        incoming_failed(incoming, status);
+        incoming_failed(incoming, status, &end->err);
+}
+
+int incomings_told(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)fd;
+    (void)events;
+    struct cache *cache = user;
+    struct tell tell;
+    if (starter_told(cache->starter, &tell) < 0)
+        return 0;
+    struct incoming *incoming = cache->incomings;
+    /* Not of one that has been let go of, with the same id. */
+    while (incoming &&
+           (!incoming->kept || incoming->token != tell.token || strcmp(incoming->id, tell.id) != 0))
+        incoming = incoming->next;
+    if (incoming)
+        incoming_ended(incoming, &tell.end);
     return 0;
 }
 
-static int incoming_spawn(struct incoming *incoming, struct error *err)
+/* ahead: criu waits for incoming_go(). */
+static int incoming_spawn(struct incoming *incoming, bool ahead, struct error *err)
 {
-    struct cache *cache = incoming->cache;
-    struct snapshot *snapshot = incoming->snapshot;
-    char images[PATH_MAX], hook[PATH_MAX];
-    if (!cache->criu)
-        return error_set(err, FAILURE_CRIU, "no criu on this host: %s", cache->criu_error.text);
-    int r = snapshot_path(snapshot, images, sizeof(images));
-    if (r == 0 && mkdir(incoming->directory, 0700) < 0 && errno != EEXIST)
-        r = -errno;
-    if (r < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, r, "%s", incoming->directory);
-    if (criu_find_hook(hook, sizeof(hook), err) < 0)
-        return -1;
-    if (snapshot->lazy) {
-        pager_stop(snapshot->dirfd); /* of an attempt before */
-        if (pager_start(snapshot->dirfd, snapshot->imagefd, incoming->directory, err) < 0)
-            return -1;
-    }
-    struct criu_args args = {0};
-    criu_args_add(&args, "%s", cache->criu);
-    criu_args_add(&args, "restore");
-    criu_args_add(&args, "--restore-detached");
-    criu_args_add(&args, "-D%s", images);
-    criu_args_add(&args, "-W%s", incoming->directory);
-    criu_args_add(&args, "-o%s", incoming->log);
-    criu_args_add(&args, "--action-script=%s", hook);
-    if (snapshot->lazy)
-        criu_args_add(&args, "--lazy-pages");
-    if (snapshot->options)
-        criu_args_add_all(&args, snapshot->options);
-    struct criu_spawn spawn = {
-        .hook_workdir = cache->daemon.workdir_path,
-        .hook_token = snapshot->token,
-        .hook_silence_usec = cache->daemon.options->silence_usec,
+    const struct snapshot *snapshot = incoming->snapshot;
+    const struct restore_order order = {
+        .id = snapshot->id,
+        .token = snapshot->token,
+        .lazy = snapshot->lazy,
+        .ahead = ahead,
+        .options = snapshot->options,
     };
-    int pidfd;
-    incoming->keeper = criu_start_kept(&args, &spawn, &pidfd, err);
-    criu_args_free(&args);
-    if (incoming->keeper < 0)
-        return incoming->keeper = 0, -1;
-    r = sd_event_add_io(cache->daemon.event, &incoming->criu_io, pidfd, EPOLLIN, on_criu_end,
-                        incoming);
-    if (r < 0) {
-        close_fd(pidfd);
-        kill(incoming->keeper, SIGTERM);
-        return error_set_errno(err, FAILURE_SYSTEM, r, "watching criu");
-    }
-    sd_event_source_set_io_fd_own(incoming->criu_io, true);
+    incoming->ahead = ahead;
+    incoming->token = snapshot->token;
+    if (starter_start(starter_of(incoming), &order, err) < 0)
+        return -1;
+    incoming->kept = true;
     return 0;
+}
+
+static void incoming_new_token(struct snapshot *snapshot)
+{
+    if (getrandom(&snapshot->token, sizeof(snapshot->token), 0) < 0)
+        snapshot->token += 2;
+    snapshot->token |= 1;
 }
 
 /* Starts criu; the state says whether the hook is let through. */
@@ -389,12 +361,10 @@ static void incoming_start(struct incoming *incoming)
     incoming->attempts++;
     incoming->again = incoming->orphaned = false;
     incoming->since_usec = now_usec();
-    if (getrandom(&snapshot->token, sizeof(snapshot->token), 0) < 0)
-        snapshot->token += 2;
-    snapshot->token |= 1;
+    incoming_new_token(snapshot);
     cache_set_state(cache, snapshot,
                     snapshot->state == SNAPSHOT_STARTED ? SNAPSHOT_STARTED : SNAPSHOT_RESTORING);
-    if (incoming_spawn(incoming, &err) == 0)
+    if (incoming_spawn(incoming, false, &err) == 0)
         return;
     log_error(&cache->daemon.log, "snapshot %s: %s", snapshot->id, err.text);
     cache_set_state(cache, snapshot,
@@ -402,9 +372,76 @@ static void incoming_start(struct incoming *incoming)
     incoming_tell(incoming, FRAME_RESTORE_FAILED, &err);
 }
 
+/* ---- ahead ---- */
+
+/* It came to nothing; the snapshot may be gone already. */
+static void incoming_over_ahead(struct incoming *incoming)
+{
+    starter_leave(starter_of(incoming), incoming->id);
+    incoming_free(incoming);
+}
+
+/* criu takes one configuration more than its own, and the user may want that. */
+static bool wants_config(char *const *options)
+{
+    for (; options && *options; options++) {
+        if (strncmp(*options, "--config", strlen("--config")) == 0)
+            return true;
+    }
+    return false;
+}
+
+/*
+ * criu's start, and the pager's, are over when the last byte of the snapshot comes: they are not in
+ * the downtime.  What goes wrong here is nothing to the snapshot: criu is then started as late as
+ * ever.
+ */
+void incoming_expect(struct cache *cache, struct snapshot *snapshot)
+{
+    struct error err;
+    struct incoming *incoming =
+        wants_config(snapshot->options) ? NULL : incoming_new(cache, snapshot);
+    if (!incoming)
+        return;
+    incoming_new_token(snapshot);
+    if (incoming_spawn(incoming, true, &err) == 0)
+        return;
+    log_error(&cache->daemon.log, "snapshot %s: %s", snapshot->id, err.text);
+    incoming_over_ahead(incoming);
+}
+
+void incoming_expect_no_more(struct cache *cache, const char *id)
+{
+    for (struct incoming *incoming = cache->incomings; incoming; incoming = incoming->next) {
+        if (!incoming->ahead || strcmp(incoming->id, id) != 0)
+            continue;
+        incoming_over_ahead(incoming);
+        return;
+    }
+}
+
+/* Lets a criu that was started ahead do its work. */
+static bool incoming_go(struct incoming *incoming)
+{
+    if (!incoming->ahead)
+        return false;
+    if (!starter_go(starter_of(incoming), incoming->id, incoming->snapshot->lazy)) {
+        incoming_over_ahead(incoming);
+        return false;
+    }
+    incoming->ahead = false;
+    incoming->attempts = 1;
+    incoming->since_usec = now_usec();
+    cache_set_state(incoming->cache, incoming->snapshot, SNAPSHOT_RESTORING);
+    return true;
+}
+
 void incoming_begin(struct cache *cache, struct snapshot *snapshot)
 {
-    struct incoming *incoming = incoming_new(cache, snapshot);
+    struct incoming *incoming = incoming_find(cache, snapshot);
+    if (incoming && incoming_go(incoming))
+        return;
+    incoming = incoming_new(cache, snapshot);
     if (incoming)
         incoming_start(incoming);
     else
@@ -450,13 +487,25 @@ static void incoming_asked(struct incoming *incoming, struct client *client)
     }
 }
 
+/* What is not known to be of our making is not killed by us: that is all that comes of it. */
+static void incoming_is_root(struct incoming *incoming, const struct hook_ask *ask)
+{
+    struct snapshot *snapshot = incoming->snapshot;
+    if (!ask->root_pid || strcmp(ask->action, "post-restore") != 0)
+        return;
+    snapshot->pid = ask->root_pid; /* as it is called here */
+    int r = starter_root(starter_of(incoming), snapshot->id, (pid_t)ask->root_pid);
+    if (r < 0)
+        log_error(&incoming->cache->daemon.log, "snapshot %s: process %u, says criu's hook: %s",
+                  snapshot->id, snapshot->pid, strerror(-r));
+}
+
 bool incoming_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
 {
     for (struct incoming *incoming = cache->incomings; incoming; incoming = incoming->next) {
         if (incoming->snapshot->token != ask->token)
             continue;
-        if (ask->root_pid)
-            incoming->snapshot->pid = ask->root_pid; /* as it is called here */
+        incoming_is_root(incoming, ask);
         if (incoming->dropping) {
             client_hook(client, HOOK_NO, "it is not to run");
             incoming->hook = client;
@@ -478,7 +527,7 @@ void incomings_client_gone(struct cache *cache, struct client *client)
             continue;
         incoming->hook = NULL;
         incoming->since_usec = now_usec();
-        if (incoming->dropping && incoming->keeper == 0)
+        if (incoming->dropping && !incoming->kept)
             incoming_over(incoming, true);
         return;
     }
@@ -541,7 +590,7 @@ void incoming_settled(struct cache *cache, struct snapshot *snapshot)
         return;
     }
     snapshot->settled = true;
-    if (incoming->keeper == 0 && !snapshot->filling)
+    if (!incoming->kept && !snapshot->filling)
         incoming_over(incoming, true);
     else /* criu has to end, or its memory to come */
         cache_set_state(cache, snapshot, SNAPSHOT_RESTORED);
@@ -580,7 +629,7 @@ int incoming_resolve(struct cache *cache, struct snapshot *snapshot, bool resume
         return 0;
     }
     if (snapshot->state == SNAPSHOT_RECEIVING || snapshot->state == SNAPSHOT_RESTORING ||
-        incoming->dropping || incoming->keeper > 0 || incoming->again)
+        incoming->dropping || incoming->kept || incoming->again)
         if (snapshot->state != SNAPSHOT_PREPARED)
             return error_set(err, FAILURE_BUSY, "snapshot %s: is %s", snapshot->id,
                              snapshot_state_name(snapshot->state));
@@ -603,10 +652,10 @@ int incoming_resolve(struct cache *cache, struct snapshot *snapshot, bool resume
 static void incoming_check_started(struct incoming *incoming)
 {
     struct snapshot *snapshot = incoming->snapshot;
-    if (snapshot->state != SNAPSHOT_STARTED || incoming->keeper > 0 || incoming->hook ||
+    if (snapshot->state != SNAPSHOT_STARTED || incoming->kept || incoming->hook ||
         incoming->again || now_usec() - incoming->since_usec < RETURN_USEC)
         return;
-    bool there = task_started((pid_t)snapshot->pid) != 0;
+    bool there = starter_root_lives(starter_of(incoming), snapshot->id);
     if (there && !incoming->orphaned) { /* or the keeper would have killed it */
         incoming_runs(incoming);
         incoming_check_fill(incoming);
@@ -623,7 +672,7 @@ static void incoming_check_started(struct incoming *incoming)
 /* The hook that held it does not come back: with it criu has gone, and what that had built. */
 static void incoming_check_prepared(struct incoming *incoming)
 {
-    if (incoming->snapshot->state != SNAPSHOT_PREPARED || incoming->keeper > 0 || incoming->hook ||
+    if (incoming->snapshot->state != SNAPSHOT_PREPARED || incoming->kept || incoming->hook ||
         incoming->dropping || now_usec() - incoming->since_usec < RETURN_USEC)
         return;
     struct error err;
@@ -638,7 +687,7 @@ static void incoming_check_prepared(struct incoming *incoming)
 static bool incoming_is_stale(const struct incoming *incoming)
 {
     uint64_t age = now_usec() - incoming->since_usec;
-    if (incoming->keeper > 0 || incoming->hook || incoming->snapshot->filling)
+    if (incoming->kept || incoming->hook || incoming->snapshot->filling)
         return false;
     return incoming->dropping ? age > RETURN_USEC
                               : incoming->snapshot->state == SNAPSHOT_RESTORED && age > NOTE_USEC;
@@ -649,7 +698,7 @@ void incomings_tick(struct cache *cache)
     for (struct incoming *incoming = cache->incomings, *next; incoming; incoming = next) {
         next = incoming->next;
         if (incoming->snapshot->filling) {
-            if (incoming->keeper == 0)
+            if (!incoming->kept)
                 incoming_check_fill(incoming);
             continue;
         }
@@ -669,31 +718,14 @@ void incomings_tick(struct cache *cache)
 bool incomings_work(const struct cache *cache)
 {
     const struct incoming *incoming = cache->incomings;
-    while (incoming && incoming->keeper == 0)
+    while (incoming && !incoming->kept)
         incoming = incoming->next;
     return incoming;
 }
 
-/* Directories of restores of which the store knows nothing (any more). */
-static void clear_up(struct cache *cache)
-{
-    static const char prefix[] = "incoming-";
-    int copy = openat(cache->daemon.workdir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
-    struct dirent *entry;
-    while (dir && (entry = readdir(dir))) {
-        const char *id = entry->d_name + sizeof(prefix) - 1;
-        if (strncmp(entry->d_name, prefix, sizeof(prefix) - 1) == 0 &&
-            !store_find(cache->store, id))
-            remove_directory(cache->daemon.workdir, entry->d_name, false);
-    }
-    if (dir)
-        closedir(dir);
-}
-
 void incomings_load(struct cache *cache)
 {
-    clear_up(cache);
+    starter_clear_up(cache->starter);
     for (struct snapshot *s = store_first(cache->store), *next; s; s = next) {
         next = s->next;
         if (!s->restore || s->state == SNAPSHOT_READY)

@@ -2,12 +2,8 @@
 #include "daemon/local.h"
 
 #include <string.h>
-#include <sys/socket.h>
 
-union descriptors {
-    char bytes[CMSG_SPACE(LOCAL_FDS_MAX * sizeof(int))];
-    struct cmsghdr align;
-};
+#include "base/passing.h"
 
 int local_send(int fd, uint32_t kind, const ProtobufCMessage *message, const int *fds,
                size_t fd_count)
@@ -20,53 +16,31 @@ int local_send(int fd, uint32_t kind, const ProtobufCMessage *message, const int
     if (length > 0)
         protobuf_c_message_pack(message, packet + sizeof(kind));
 
-    union descriptors control = {0};
     struct iovec iov = {packet, sizeof(kind) + length};
-    struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (fd_count > 0) {
-        header.msg_control = control.bytes;
-        header.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
-        struct cmsghdr *c = CMSG_FIRSTHDR(&header);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(fd_count * sizeof(int));
-        memcpy(CMSG_DATA(c), fds, fd_count * sizeof(int));
-    }
-    while (sendmsg(fd, &header, MSG_NOSIGNAL) < 0) {
-        if (errno != EINTR)
-            return -errno;
-    }
-    return 0;
+    ssize_t n = send_passing(fd, &iov, 1, fds, fd_count);
+    return n < 0 ? (int)n : 0;
 }
 
 int local_receive(int fd, struct local_packet *ret)
 {
-    union descriptors control;
     struct iovec iov[2] = {{&ret->kind, sizeof(ret->kind)}, {ret->bytes, sizeof(ret->bytes)}};
-    struct msghdr header = {
-        .msg_iov = iov,
-        .msg_iovlen = 2,
-        .msg_control = control.bytes,
-        .msg_controllen = sizeof(control.bytes),
-    };
+    struct passed passed;
+    ssize_t n;
     for (size_t i = 0; i < LOCAL_FDS_MAX; i++)
         ret->fds[i] = -EBADF;
-    ssize_t n;
+    /* That the other end has closed with something of ours unread is told once, in front of what it
+     * has sent. */
     do {
-        n = recvmsg(fd, &header, MSG_CMSG_CLOEXEC);
-    } while (n < 0 && errno == EINTR);
+        n = receive_passed(fd, 0, iov, 2, &passed);
+    } while (n == -ECONNRESET);
     if (n < 0)
-        return -errno;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(&header); c; c = CMSG_NXTHDR(&header, c)) {
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-            memcpy(ret->fds, CMSG_DATA(c), MIN(c->cmsg_len - CMSG_LEN(0), sizeof(ret->fds)));
+        return (int)n;
+    /* No bytes are the end, or an empty packet, which may have descriptors too. */
+    if (n < (ssize_t)sizeof(ret->kind) || passed.cut || passed.count > LOCAL_FDS_MAX) {
+        passed_close(&passed);
+        return n == 0 ? -ENODATA : -EBADMSG;
     }
-    if (n == 0)
-        return -ENODATA;
-    if (n < (ssize_t)sizeof(ret->kind) || header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
-        local_packet_close(ret);
-        return -EBADMSG;
-    }
+    memcpy(ret->fds, passed.fds, passed.count * sizeof(int));
     ret->length = (size_t)n - sizeof(ret->kind);
     return 0;
 }

@@ -22,6 +22,8 @@ enum local_kind {
 
     LOCAL_RESTORE_OPEN = 30,
     LOCAL_RESTORE_READY = 31,
+    LOCAL_RESTORE_STREAM =
+        32, /* with one descriptor: a listening socket that criu --stream is about to connect to */
 
     LOCAL_FORGET = 40,
     LOCAL_RESOLVE = 41, /* Resolve: the operator's word on a migration */
@@ -30,20 +32,29 @@ enum local_kind {
     LOCAL_STATUS = 50,
     LOCAL_STATUS_DAEMON = 51,   /* Status */
     LOCAL_STATUS_SNAPSHOT = 52, /* StatusSnapshot, one packet each, then LOCAL_DONE */
+
+    /* not on a socket of the work-dir, see spool.h */
+    LOCAL_SPOOL_WRITE = 60,   /* SpoolWrite; the answer is WRITTEN or LOCAL_FAILURE */
+    LOCAL_SPOOL_WRITTEN = 61, /* whole, and not to be seen yet: PUBLISH or DROP it */
+    LOCAL_SPOOL_DROP = 62,
+    LOCAL_SPOOL_PUBLISH = 63,   /* the answer is PUBLISHED or LOCAL_FAILURE */
+    LOCAL_SPOOL_PUBLISHED = 64, /* SpoolPublished */
 };
 
 enum {
     LOCAL_PACKET_MAX = 16 << 10,
-    LOCAL_FDS_MAX = 4,
+    LOCAL_FDS_MAX = 5,
 };
 
-/* The descriptors of LOCAL_DUMP_OPEN. */
+/* The descriptors of LOCAL_DUMP_OPEN; of a pre-dump, the first. */
 enum dump_fd {
+    DUMP_FD_PROCESS,  /* pidfd of the root task: tells when the source's process has ended */
     DUMP_FD_PAGES,    /* the proxy's end of criu's page-server connection */
     DUMP_FD_IMAGES,   /* the directory that criu writes the other images to */
-    DUMP_FD_PROCESS,  /* pidfd of the root task: tells when the source's process has ended */
     DUMP_FD_LIFELINE, /* read end of a pipe whose write end only criu holds: end of file is its end
                        */
+    DUMP_FD_FILTER,   /* read end of a pipe that the scan filter in criu tells its first scan by */
+    DUMP_FDS,
 };
 
 #define LOCAL_PROXY_SOCKET "proxy.sock"

@@ -7,6 +7,8 @@
 #include <sys/socket.h>
 
 #include "base/io.h"
+#include "daemon/intake.h"
+#include "daemon/lineage.h"
 
 #define CAPTURE_SOCKET "streamer-capture.sock"
 #define REDIAL_USEC (200 * USEC_PER_MSEC)
@@ -111,22 +113,13 @@ static int on_link_control(struct link *link, const struct frame *frame, const u
         if (dump_has_session(dump, frame->session))
             return dump_control(dump, frame, payload, err);
     }
+    int r;
+    if (intakes_control(proxy, frame, payload, &r, err))
+        return r;
     if (frame->type == FRAME_SNAPSHOT_REFUSE || frame->type == FRAME_SNAPSHOT_ACCEPT ||
         frame->type == FRAME_SNAPSHOT_ACK)
         return 0; /* it crossed our abort, and the dump is over */
-    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a proxy",
-                     frame_name(frame->type));
-}
-
-static int on_link_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
-                              void **ret_place, size_t *ret_length, void *user, struct error *err)
-{
-    (void)link;
-    (void)done;
-    (void)ret_place;
-    (void)ret_length;
-    (void)user;
-    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a proxy",
+    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame of no dump",
                      frame_name(frame->type));
 }
 
@@ -147,14 +140,15 @@ static void on_link_down(struct link *link, const struct error *err, void *user)
         if (was_up)
             dump_link_down(dump, &reason);
     }
+    intakes_link_down(proxy, &reason);
     proxy->link = link_free(proxy->link);
     proxy_redial(proxy, &reason);
 }
 
 static const struct link_ops link_ops = {
+    .peer = SENT_BY_CACHE,
     .up = on_link_up,
     .control = on_link_control,
-    .bulk_place = on_link_bulk_place,
     .down = on_link_down,
 };
 
@@ -227,7 +221,9 @@ static void proxy_status(struct proxy *proxy, struct client *client)
     Godwit__Pb__Status status = GODWIT__PB__STATUS__INIT;
     status.daemon = (char *)"image-proxy";
     status.peer = proxy->peer;
-    status.link = proxy->link_up ? (char *)"up" : proxy->link_error.text;
+    status.link = proxy->link_up              ? (char *)"up"
+                  : proxy->link_error.text[0] ? proxy->link_error.text
+                                              : (char *)"connecting";
     client_send(client, LOCAL_STATUS_DAEMON, &status.base);
     for (const struct dump *dump = proxy->dumps; dump; dump = dump_next(dump)) {
         if (dump_is_over(dump))
@@ -236,6 +232,7 @@ static void proxy_status(struct proxy *proxy, struct client *client)
         dump_describe(dump, &snapshot);
         client_send(client, LOCAL_STATUS_SNAPSHOT, &snapshot.base);
     }
+    lineages_describe(proxy, client);
     for (const struct verdict *verdict = proxy->verdicts; verdict; verdict = verdict->next) {
         Godwit__Pb__StatusSnapshot snapshot = GODWIT__PB__STATUS_SNAPSHOT__INIT;
         snapshot.id = verdict->id;
@@ -243,6 +240,24 @@ static void proxy_status(struct proxy *proxy, struct client *client)
         client_send(client, LOCAL_STATUS_SNAPSHOT, &snapshot.base);
     }
     client_done(client, 0);
+}
+
+static void proxy_forget(struct proxy *proxy, struct client *client,
+                         const struct local_packet *packet)
+{
+    struct error err;
+    _cleanup_message_ ProtobufCMessage *message =
+        message_unpack(&godwit__pb__forget__descriptor, packet->bytes, packet->length, &err);
+    const char *id = message ? ((const Godwit__Pb__Forget *)message)->id : NULL;
+    int r = id ? lineages_forget(proxy, id) : 0;
+    if (r == -EBUSY)
+        error_set(&err, FAILURE_BUSY, "snapshot %s: the next one is being made", id);
+    else if (r < 0)
+        error_set(&err, FAILURE_NOT_FOUND, "snapshot %s: no process is followed since that", id);
+    if (!id || r < 0)
+        client_fail(client, &err);
+    else
+        client_done(client, 0);
 }
 
 static void on_packet(struct daemon *daemon, struct client *client, struct local_packet *packet)
@@ -257,13 +272,16 @@ static void on_packet(struct daemon *daemon, struct client *client, struct local
             return;
         }
         memcpy((char *)&ask + sizeof(ask.kind), packet->bytes, packet->length);
-        dump_hook(proxy, client, &ask);
+        dump_hook(proxy, client, &ask, TAKE_FD(packet->fds[0]));
         return;
     case LOCAL_DUMP_OPEN:
         dump_open(proxy, client, packet);
         return;
     case LOCAL_EXITED:
         dump_exited(proxy, client, packet);
+        return;
+    case LOCAL_FORGET:
+        proxy_forget(proxy, client, packet);
         return;
     case LOCAL_STATUS:
         proxy_status(proxy, client);
@@ -288,6 +306,8 @@ static void on_tick(struct daemon *daemon)
         next = dump_next(dump);
         dump_tick(dump);
     }
+    lineages_reap(proxy);
+    intakes_tick(proxy);
 }
 
 static const struct daemon_ops daemon_ops = {.packet = on_packet, .gone = on_gone, .tick = on_tick};
@@ -323,6 +343,8 @@ static int proxy_open(struct proxy *proxy, const struct daemon_options *options,
         return error_set_errno(err, FAILURE_SYSTEM, r, "%s/%s", proxy->daemon.workdir_path,
                                CAPTURE_SOCKET);
     sd_event_source_set_io_fd_own(proxy->capture, true);
+    if (options->page_server && intakes_listen(proxy, err) < 0)
+        return -1;
     if (options->ps_socket < 0) {
         return proxy_dial(proxy, err);
     }
@@ -336,6 +358,8 @@ static void proxy_close(struct proxy *proxy)
 {
     while (proxy->dumps)
         proxy->dumps = dump_free(proxy->dumps);
+    lineages_free(proxy);
+    intakes_free(proxy);
     while (proxy->verdicts) {
         struct verdict *verdict = proxy->verdicts;
         proxy->verdicts = verdict->next;
@@ -362,6 +386,8 @@ int proxy_run(const struct daemon_options *options, struct error *err)
     if (!proxy)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "image-proxy");
     int r = proxy_open(proxy, options, err);
+    if (r == 0)
+        r = daemon_prepare(&proxy->daemon, err);
     if (r == 0)
         r = daemon_run(&proxy->daemon, err);
     proxy_close(proxy);

@@ -7,12 +7,18 @@
  *
  *   proxy.c    the daemon: its link, verdicts that are not acknowledged yet, who asks for what
  *   dump.c     one dump, from opening to verdict
+ *   intake.c   one connection of criu --page-server
+ *   lineage.c  a process that is followed, from one snapshot of it to the next
  */
 #include "daemon/daemon.h"
 #include "wire/link.h"
 #include "wire/target.h"
+#include "wire/tcp.h"
 
 struct dump;
+struct intake;
+struct intake_memory;
+struct lineage;
 
 /* What the cache has to be told, however often the link breaks, until it acknowledges. */
 struct verdict {
@@ -31,6 +37,10 @@ struct proxy {
     struct error link_error;
     struct verdict *verdicts;
     struct dump *dumps;
+    struct lineage *lineages;
+    struct intake *intakes;
+    struct intake_memory *memories; /* what these have left; the newest first */
+    sd_event_source *page_listeners[TCP_LISTENERS_MAX];
     uint32_t last_session;
     sd_event_source *capture; /* listener of streamer-capture.sock */
     struct target target;
@@ -42,12 +52,17 @@ int proxy_run(const struct daemon_options *options, struct error *err);
 
 /* ---- between proxy.c and dump.c ---- */
 
+/* What was written before the freeze has been sent. */
+void dump_copied(struct dump *dump);
+
 /* Opens a dump for a local client; answers it. */
 void dump_open(struct proxy *proxy, struct client *client, struct local_packet *packet);
 /* Opens a dump for a criu that has connected to the capture socket, which is taken over. */
 void dump_open_stream(struct proxy *proxy, int fd);
-/* A hook asks. */
-void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask *ask);
+/* A hook asks, with the directory of images that criu has written by itself (-EBADF: none), which
+ * is taken over. */
+void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask *ask,
+               int images_fd);
 /* The client says that criu has ended. */
 void dump_exited(struct proxy *proxy, struct client *client, const struct local_packet *packet);
 void dump_client_gone(struct dump *dump, struct client *client);

@@ -7,6 +7,9 @@
  *
  * criu does not say how the restore went.  With godwit-hook as its action script it does, as in
  * claim.c; without, the snapshot stays as "started" until it is forgotten or taken over.
+ *
+ * `godwit restore` of a snapshot that shares memory with others uses it too, on a socket of its
+ * own: then the snapshot is the claim's, and nothing but the feeding is done here.
  */
 #include <fcntl.h>
 #include <string.h>
@@ -17,16 +20,15 @@
 #include "base/io.h"
 #include "criu/stream.h"
 #include "daemon/cache.h"
-#include "task/task.h"
+#include "store/feed.h"
 #include "wire/frame.h"
 
-#define SPLICE_BYTES MIB(1)
-
-struct feed {
+/* A pipe of criu's. */
+struct outlet {
     struct serve *serve;
-    struct feed *next;
+    struct outlet *next;
     sd_event_source *io;
-    int file;
+    struct feed feed;
 };
 
 struct serve {
@@ -40,61 +42,77 @@ struct serve {
     char *waiting; /* a request that waits for a snapshot */
     bool served;   /* a snapshot has been taken, whatever became of it */
     bool fed;      /* and some image of it has been asked for and was there */
-    int file;      /* that the next pipe is for, or -EBADF */
+    bool claimed;  /* the snapshot is a claim's */
+    bool spoilt;   /* an image could not be read: criu may take what it had of it for the whole */
+    struct feed feed; /* that the next pipe is for */
     struct snapshot *snapshot;
-    struct feed *feeds;
+    struct outlet *outlets;
 };
 
 /* ---- pipes ---- */
 
-static void feed_free(struct feed *feed)
+static void outlet_free(struct outlet *outlet)
 {
-    struct feed **at = &feed->serve->feeds;
-    while (*at != feed)
+    struct outlet **at = &outlet->serve->outlets;
+    while (*at != outlet)
         at = &(*at)->next;
-    *at = feed->next;
-    sd_event_source_disable_unref(feed->io);
-    close_fd(feed->file);
-    free(feed);
+    *at = outlet->next;
+    sd_event_source_disable_unref(outlet->io);
+    feed_close(&outlet->feed);
+    free(outlet);
+}
+
+static void serve_spoil(struct serve *serve, int r)
+{
+    log_error(&serve->cache->daemon.log, "an image for criu --stream cannot be read: %s",
+              strerror(-r));
+    serve->spoilt = true;
+    if (serve->claimed && serve->snapshot)
+        claims_snapshot_spoilt(serve->cache, serve->snapshot);
 }
 
 static void serve_check_end(struct serve *serve);
 
-static int on_feed(sd_event_source *source, int fd, uint32_t events, void *user)
+static int on_room(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     (void)source;
     (void)events;
-    struct feed *feed = user;
-    ssize_t n = splice(feed->file, NULL, fd, NULL, SPLICE_BYTES, SPLICE_F_NONBLOCK);
-    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+    struct outlet *outlet = user;
+    struct serve *serve = outlet->serve;
+    ssize_t n = feed_some(&outlet->feed, fd);
+    if (n > 0 || n == -EAGAIN)
         return 0;
     /* The end of the image; or criu does not want the rest, which is its right. */
-    struct serve *serve = feed->serve;
-    feed_free(feed);
+    if (n < 0 && n != -EPIPE)
+        serve_spoil(serve, (int)n);
+    outlet_free(outlet);
     serve_check_end(serve);
     return 0;
 }
 
-static int serve_feed(struct serve *serve, int pipe)
+static int serve_pipe(struct serve *serve, int pipe)
 {
-    struct feed *feed = calloc(1, sizeof(*feed));
-    if (!feed) {
+    struct outlet *outlet = calloc(1, sizeof(*outlet));
+    if (!outlet) {
         close_fd(pipe);
         return -ENOMEM;
     }
     serve->fed = true;
-    *feed = (struct feed){.serve = serve, .next = serve->feeds, .file = serve->file};
-    serve->file = -EBADF;
-    serve->feeds = feed;
+    *outlet = (struct outlet){.serve = serve, .next = serve->outlets, .feed = serve->feed};
+    serve->feed = (struct feed){.file = -EBADF};
+    serve->outlets = outlet;
+    if (outlet->feed.arena) /* criu wakes us less often; without, it is slower */
+        fcntl(pipe, F_SETPIPE_SZ, FEED_BYTES);
     int r = set_nonblocking(pipe, true);
     if (r >= 0)
-        r = sd_event_add_io(serve->cache->daemon.event, &feed->io, pipe, EPOLLOUT, on_feed, feed);
+        r = sd_event_add_io(serve->cache->daemon.event, &outlet->io, pipe, EPOLLOUT, on_room,
+                            outlet);
     if (r < 0) {
         close_fd(pipe);
-        feed_free(feed);
+        outlet_free(outlet);
         return r;
     }
-    sd_event_source_set_io_fd_own(feed->io, true);
+    sd_event_source_set_io_fd_own(outlet->io, true);
     return 0;
 }
 
@@ -106,11 +124,11 @@ static void serve_free(struct serve *serve)
     while (*at != serve)
         at = &(*at)->next;
     *at = serve->next;
-    while (serve->feeds)
-        feed_free(serve->feeds);
+    while (serve->outlets)
+        outlet_free(serve->outlets);
     sd_event_source_disable_unref(serve->io);
     sd_event_source_disable_unref(serve->criu_io);
-    close_fd(serve->file);
+    feed_close(&serve->feed);
     free(serve->waiting);
     free(serve);
 }
@@ -123,8 +141,12 @@ void serves_free(struct cache *cache)
 
 static void serve_check_end(struct serve *serve)
 {
-    if (serve->io || serve->feeds)
+    if (serve->io || serve->outlets)
         return;
+    if (serve->claimed) {
+        serve_free(serve);
+        return;
+    }
     /* criu closes its socket before its last hook: that one, or criu's end, is the end of this. */
     if (serve->criu_io && serve->snapshot && serve->snapshot->state == SNAPSHOT_STARTED)
         return;
@@ -157,12 +179,15 @@ static void serve_close(struct serve *serve)
 
 static void serve_answer(struct serve *serve, const char *name)
 {
-    serve->file = close_fd(serve->file);
-    if (serve->snapshot && image_name_valid(name))
-        serve->file = openat(serve->snapshot->imagefd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    feed_close(&serve->feed);
+    int r = serve->snapshot && image_name_valid(name)
+                ? feed_open(&serve->feed, serve->snapshot, name)
+                : -ENOENT;
+    if (r < 0 && r != -ENOENT)
+        serve_spoil(serve, r);
     uint8_t reply[STREAM_REPLY_BYTES];
-    stream_reply(serve->file >= 0, reply);
-    serve->parser.want_pipe = serve->file >= 0;
+    stream_reply(r == 0, reply);
+    serve->parser.want_pipe = r == 0;
     if (send(serve->fd, reply, sizeof(reply), MSG_DONTWAIT | MSG_NOSIGNAL) != sizeof(reply))
         serve_close(serve);
 }
@@ -188,7 +213,7 @@ static void serve_request(struct serve *serve, char *name)
     serve->waiting = name;
     sd_event_source_set_io_events(serve->io, EPOLLRDHUP);
     unsigned count;
-    struct snapshot *snapshot = cache_next_ready(serve->cache, &count);
+    struct snapshot *snapshot = cache_next_ready(serve->cache, true, &count);
     if (snapshot)
         serve_take(serve, snapshot);
 }
@@ -212,7 +237,7 @@ static int on_serve(sd_event_source *source, int fd, uint32_t events, void *user
     int r = n <= 0 ? -ENODATA : 0;
     if (r == 0 && serve->parser.want_pipe) {
         serve->parser.want_pipe = false;
-        r = passed < 0 ? -EPROTO : serve_feed(serve, TAKE_FD(passed));
+        r = passed < 0 ? -EPROTO : serve_pipe(serve, TAKE_FD(passed));
     } else if (r == 0) {
         r = stream_take(&serve->parser, bytes, (size_t)n, &name, &err);
     }
@@ -245,17 +270,15 @@ static void serve_watch_criu(struct serve *serve)
         close_fd(pidfd);
 }
 
-void serve_open(struct cache *cache, int fd)
+/* NULL: there was no memory for it, and the socket is closed. */
+static struct serve *serve_new(struct cache *cache, int fd)
 {
     struct serve *serve = calloc(1, sizeof(*serve));
     if (!serve) {
         close_fd(fd);
-        return;
+        return NULL;
     }
-    struct ucred peer = {0};
-    socklen_t length = sizeof(peer);
-    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
-    *serve = (struct serve){.cache = cache, .fd = fd, .file = -EBADF, .criu_pid = peer.pid};
+    *serve = (struct serve){.cache = cache, .fd = fd, .feed = {.file = -EBADF}};
     struct serve **last = &cache->serves; /* first come, first served */
     while (*last)
         last = &(*last)->next;
@@ -263,20 +286,42 @@ void serve_open(struct cache *cache, int fd)
     if (sd_event_add_io(cache->daemon.event, &serve->io, fd, EPOLLIN, on_serve, serve) < 0) {
         close_fd(fd);
         serve_free(serve);
-        return;
+        return NULL;
     }
     sd_event_source_set_io_fd_own(serve->io, true);
+    return serve;
+}
+
+void serve_open(struct cache *cache, int fd)
+{
+    struct serve *serve = serve_new(cache, fd);
+    if (!serve)
+        return;
+    struct ucred peer = {0};
+    socklen_t length = sizeof(peer);
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+    serve->criu_pid = peer.pid;
     serve_watch_criu(serve);
+}
+
+void serve_open_claimed(struct cache *cache, int fd, struct snapshot *snapshot)
+{
+    struct serve *serve = serve_new(cache, fd);
+    if (!serve)
+        return;
+    serve->snapshot = snapshot;
+    serve->claimed = serve->served = true;
 }
 
 bool serve_hook(struct cache *cache, struct client *client, const struct hook_ask *ask)
 {
-    pid_t criu = task_parent(client->pid);
+    pid_t criu = starter_parent(cache->starter, client->pid);
     for (struct serve *serve = cache->serves; serve; serve = serve->next) {
-        if (!serve->snapshot || serve->criu_pid != criu)
+        if (!serve->snapshot || serve->claimed || serve->criu_pid != criu)
             continue;
-        if (serve->snapshot->revoked) {
-            client_hook(client, HOOK_NO, "the process runs on at the source");
+        if (serve->snapshot->revoked || serve->spoilt) {
+            client_hook(client, HOOK_NO,
+                        serve->spoilt ? HOOK_SPOILT : "the process runs on at the source");
             return true;
         }
         if (strcmp(ask->action, "post-restore") == 0)
@@ -292,7 +337,7 @@ bool serve_hook(struct cache *cache, struct client *client, const struct hook_as
 bool serves_snapshot_ready(struct cache *cache, struct snapshot *snapshot)
 {
     for (struct serve *serve = cache->serves; serve; serve = serve->next) {
-        if (serve->waiting && !snapshot->kept) {
+        if (serve->waiting && !snapshot->kept && !snapshot->moved) {
             serve_take(serve, snapshot);
             return true;
         }

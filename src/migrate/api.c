@@ -110,6 +110,14 @@ static const enum follow_kind follow_kinds[] = {
     [GODWIT_TRACKER_SOFT_DIRTY] = FOLLOW_SOFT_DIRTY,
 };
 
+int migration_follow_kind(uint32_t tracker, enum follow_kind *ret)
+{
+    if (tracker >= ARRAY_SIZE(follow_kinds))
+        return -EINVAL;
+    *ret = follow_kinds[tracker];
+    return 0;
+}
+
 static struct godwit_migration *migration_alloc(const struct godwit_options *options,
                                                 godwit_event_fn *event, void *user)
 {

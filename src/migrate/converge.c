@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "migrate/converge.h"
 
-/* criu's start and end, and its reading of smaps and pagemaps, as the best machine has them.  Where
- * bench/downtime --stages shows more (docs/live-migration.md), predictions are low by that much. */
-#define FIXED_USEC (45 * USEC_PER_MSEC)
-#define FIXED_USEC_PER_GIB (35 * USEC_PER_MSEC)
+/* What criu does at both ends, and the kernel's walk over all pages for its reading of smaps, as
+ * bench/downtime --stages shows them (docs/live-migration.md).  Where it shows more, predictions
+ * are low by that much. */
+#define FIXED_USEC (30 * USEC_PER_MSEC)
+#define FIXED_USEC_PER_GIB (14 * USEC_PER_MSEC)
 
 /* From the end of the last round until criu has stopped the tasks. */
 #define START_USEC (25 * USEC_PER_MSEC)

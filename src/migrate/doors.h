@@ -17,6 +17,7 @@
 #include "base/digest.h"
 #include "migrate/sender.h"
 #include "task/memory.h"
+#include "task/page_hashes.h"
 
 enum { SPACES_MAX = 1 << 16 }; /* tasks and shared objects of one snapshot */
 
@@ -31,8 +32,6 @@ struct item {
     struct digest digest;
 };
 
-enum space_kind { SPACE_TASK = 1, SPACE_SHARED };
-
 /* Memory by address; open until the snapshot ends, whatever door its pages come through. */
 struct space {
     enum space_kind kind;
@@ -40,7 +39,11 @@ struct space {
     bool listed;           /* its pages that exist have been told */
     struct page_runs criu; /* what criu has sent of it, if that is wanted */
     bool keep_criu;        /* it is */
-    struct item items[];   /* one of each stream */
+    bool based;            /* it began as what the parent has */
+    /* Shared memory: of what criu sends only that is sent which is not what was sent in the rounds.
+     * NULL: nothing was.  What criu tells is noted there. */
+    struct page_hashes *sent;
+    struct item items[]; /* one of each stream */
 };
 
 /* One of the session's connections. */
@@ -101,9 +104,15 @@ static inline uint64_t stream_pages(const struct sender *sender, uint64_t vaddr,
 /* Memory for a door behind |fd|.  NULL with errno set, and the descriptor is closed. */
 void *door_new(const struct sender *sender, size_t size, int fd);
 
-/* The space, begun if it is new and |make|.  NULL: there is none; with errno, when one was to be
- * made. */
-struct space *sender_space(struct sender *sender, enum space_kind kind, uint64_t id, bool make);
+enum space_want {
+    SPACE_IF_BEGUN,
+    SPACE_MAKE,  /* begin it if it is new: as an empty one, */
+    SPACE_BASED, /* or as what the parent of the snapshot has of it */
+};
+
+/* The space.  NULL: there is none; with errno, when one was to be made. */
+struct space *sender_space(struct sender *sender, enum space_kind kind, uint64_t id,
+                           enum space_want want);
 
 /* Adds frames of a space to a batch of a stream.  False when there is no room for them. */
 bool space_add_pages(struct sender *sender, unsigned stream, struct space *space,

@@ -16,6 +16,7 @@
 #include "base/io.h"
 #include "criu/hook.h"
 #include "criu/scan_filter.h"
+#include "criu/scan_questions.h"
 
 /* How closely the moment of the freeze is told. */
 #define WATCH_USEC (1 * USEC_PER_MSEC)
@@ -63,6 +64,41 @@ static int on_filter(sd_event_source *source, int fd, uint32_t events, void *use
 {
     (void)events;
     return hear_filter(user, fd) ? 0 : sd_event_source_set_enabled(source, SD_EVENT_OFF);
+}
+
+/* ---- a criu without it ---- */
+
+static int on_question(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    struct freeze *freeze = user;
+    int r = events & EPOLLIN ? scan_questions_answer(fd, freeze->hidden) : -EPIPE;
+    freeze->narrowed |= r > 0;
+    return r < 0 ? sd_event_source_set_enabled(source, SD_EVENT_OFF) : 0;
+}
+
+/* Takes the descriptor. */
+static int freeze_hear_questions(struct freeze *freeze, int questions, const char *hidden)
+{
+    freeze->hidden = hidden ? strdup(hidden) : NULL;
+    int r = sd_event_add_io(freeze->event, &freeze->questions_io, questions, EPOLLIN, on_question,
+                            freeze);
+    if (r < 0)
+        close_fd(questions);
+    else
+        r = sd_event_source_set_io_fd_own(freeze->questions_io, true);
+    return hidden && !freeze->hidden ? -ENOMEM : r;
+}
+
+/* criu could not dump such a tree if it were asked about its scans, see criu/scan_questions.h. */
+static bool tree_has_seccomp_filter(pid_t root)
+{
+    pid_t *pids = NULL;
+    size_t count = 0;
+    bool found = task_list_tree(root, &pids, &count) < 0;
+    for (size_t i = 0; i < count && !found; i++)
+        found = task_has_seccomp_filter(pids[i]);
+    free(pids);
+    return found;
 }
 
 /* ---- the hook ---- */
@@ -227,10 +263,12 @@ static int freeze_start_criu(struct freeze *freeze, const struct freeze_request 
     if (request->options)
         criu_args_add_all(&args, request->options);
     char filter[4096];
-    _cleanup_close_ int filter_fd = -EBADF;
+    _cleanup_close_ int filter_fd = -EBADF, questions = -EBADF;
     struct error no_filter;
-    if (request->narrow && criu_find_scan_filter(filter, sizeof(filter), &no_filter) == 0)
+    if (request->narrow && request->preload && criu_can_be_preloaded(request->criu) &&
+        criu_find_scan_filter(filter, sizeof(filter), &no_filter) == 0)
         filter_fd = freeze_open_filter(freeze);
+    bool asks = request->narrow && filter_fd < 0 && !tree_has_seccomp_filter(request->pid);
     int keep[] = {freeze->dump.images_fd, freeze->dump.pages_fd, filter_fd, freeze->table_fd};
     struct criu_spawn spawn = {
         .keep = keep,
@@ -239,6 +277,7 @@ static int freeze_start_criu(struct freeze *freeze, const struct freeze_request 
         .scan_filter_fd = filter_fd,
         .scan_filter_table = freeze->table_fd,
         .scan_filter_hidden = request->hidden,
+        .ret_questions = asks ? &questions : NULL,
         .hook_workdir = request->workdir,
         .hook_token = freeze->token,
         .hook_silence_usec = request->silence_usec,
@@ -254,6 +293,8 @@ static int freeze_start_criu(struct freeze *freeze, const struct freeze_request 
     freeze->dump.pages_fd = close_fd(freeze->dump.pages_fd);
     int r = sd_event_add_io(freeze->event, &freeze->criu_io, freeze->criu_pidfd, EPOLLIN,
                             on_criu_end, freeze);
+    if (r >= 0 && questions >= 0)
+        r = freeze_hear_questions(freeze, TAKE_FD(questions), request->hidden);
     if (r >= 0)
         r = sd_event_add_time_relative(freeze->event, &freeze->watch, CLOCK_MONOTONIC, WATCH_USEC,
                                        1, on_watch, freeze);
@@ -312,6 +353,8 @@ void freeze_close(struct freeze *freeze)
     freeze->watch = sd_event_source_disable_unref(freeze->watch);
     freeze->criu_io = sd_event_source_disable_unref(freeze->criu_io);
     freeze->filter_io = sd_event_source_disable_unref(freeze->filter_io);
+    freeze->questions_io = sd_event_source_disable_unref(freeze->questions_io);
+    free(freeze->hidden);
     freeze->table_fd = close_fd(freeze->table_fd);
     if (freeze->listener)
         unlink(freeze->socket_path);

@@ -19,7 +19,7 @@ struct freeze;
 
 struct freeze_ops {
     /* All tasks stand still, and criu begins to look at their memory; what it need not scan itself
-     * may be added to the table.  Not called without the scan filter. */
+     * may be added to the table.  Not called without the preloaded filter. */
     void (*frozen)(struct freeze *freeze, struct scan_table *table, void *user);
     /* Everything is written, the tasks stand still, the hook waits. */
     void (*held)(struct freeze *freeze, void *user);
@@ -44,11 +44,12 @@ struct freeze {
     uint64_t frozen_usec;  /* when the root task was first seen to stand still; 0: not yet */
     uint64_t held_usec;    /* when everything had been dumped; 0: not yet */
     struct task_tree tree; /* once held */
-    bool narrowed;         /* the scan filter was at work */
+    bool narrowed;         /* criu was shown less than there is */
 
     int hook_fd; /* that waits for an answer; -EBADF: none */
     pid_t hook_pid;
-    sd_event_source *criu_io, *listener, *hook_io, *watch, *filter_io;
+    sd_event_source *criu_io, *listener, *hook_io, *watch, *filter_io, *questions_io;
+    char *hidden;
     int table_fd; /* what the scan filter is told; -EBADF: there is none */
 };
 
@@ -60,6 +61,7 @@ struct freeze_request {
     uint64_t silence_usec; /* after which the hook gives us up */
     char *const *options;  /* for criu; may be NULL */
     bool narrow;           /* criu is to dump only what the tracker has not seen */
+    bool preload;          /* narrow: something may be preloaded into criu for that */
     const char *hidden;    /* narrow: and nothing of these tasks, "12,15"; NULL: there are none */
 };
 

@@ -50,7 +50,8 @@ int journal_write(int workdir, const struct journal_entry *entry)
         return dirfd;
     char name[80]; /* no id begins with a dot */
     snprintf(name, sizeof(name), ".%s", entry->id);
-    _cleanup_close_ int fd = openat(dirfd, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    _cleanup_close_ int fd =
+        openat(dirfd, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return -errno;
     int r = write_all(fd, text, (size_t)n);

@@ -9,8 +9,6 @@
 #include "base/io.h"
 #include "migrate/facts.h"
 #include "pager/pager.h"
-#include "task/file.h"
-#include "task/task.h"
 
 #define OK GODWIT__PB__FINDING__SEVERITY__OK
 #define WARNING GODWIT__PB__FINDING__SEVERITY__WARNING
@@ -62,40 +60,25 @@ static void judge_kernel(const char *theirs, struct findings *findings)
 
 /* ---- processor ---- */
 
-/* The flags of this host as one text: each between blanks. */
-struct flag_text {
-    char text[8 << 10];
-    size_t used;
-};
-
-static void add_flag(void *user, const char *name)
-{
-    struct flag_text *flags = user;
-    size_t left = sizeof(flags->text) - flags->used;
-    int n = snprintf(flags->text + flags->used, left, "%s ", name);
-    if (n > 0 && (size_t)n < left)
-        flags->used += (size_t)n;
-}
-
-static bool has_flag(const struct flag_text *flags, const char *name)
+static bool has_flag(const struct preflight_host *host, const char *name)
 {
     char wanted[64];
     int n = snprintf(wanted, sizeof(wanted), " %s ", name);
-    return n > 0 && (size_t)n < sizeof(wanted) && strstr(flags->text, wanted);
+    return n > 0 && (size_t)n < sizeof(wanted) && strstr(host->cpu_flags, wanted);
 }
 
-static void judge_cpu(const Godwit__Pb__Facts *part, struct findings *findings)
+static void judge_cpu(const Godwit__Pb__Facts *part, const struct preflight_host *host,
+                      struct findings *findings)
 {
-    struct flag_text ours = {.text = " ", .used = 1};
     char missing[320] = "";
     size_t count = 0, used = 0;
-    if (!preflight_each_cpu_flag(add_flag, &ours)) {
+    if (!host->cpu_flags[0]) {
         findings_add(findings, WARNING, "cpu", "",
                      "/proc/cpuinfo does not tell what the processor can do: not compared");
         return;
     }
     for (size_t i = 0; i < part->n_cpu; i++) {
-        if (has_flag(&ours, part->cpu[i]))
+        if (has_flag(host, part->cpu[i]))
             continue;
         count++;
         if (used < sizeof(missing))
@@ -115,50 +98,32 @@ static void judge_cpu(const Godwit__Pb__Facts *part, struct findings *findings)
 
 /* ---- pids ---- */
 
-static uint64_t pid_max(void)
+static void tell_pid(uint32_t pid, uint64_t max, const char *command, struct findings *findings)
 {
-    unsigned long long max = UINT32_MAX;
-    FILE *file = fopen("/proc/sys/kernel/pid_max", "re");
-    if (file && fscanf(file, "%llu", &max) != 1)
-        max = UINT32_MAX;
-    if (file)
-        fclose(file);
-    return max;
-}
-
-/* Whether a task or a thread has it, in our pid namespace, where restore needs it. */
-static bool is_taken(uint32_t pid)
-{
-    char path[32];
-    snprintf(path, sizeof(path), "/proc/%u", pid);
-    return access(path, F_OK) == 0;
-}
-
-static void tell_pid(uint32_t pid, uint64_t max, struct findings *findings)
-{
-    char command[17];
     if (pid == 0 || pid >= max) {
         findings_add(findings, PROBLEM, "pid", "raise kernel.pid_max to that of the source",
                      "pid %u cannot be on this host, whose pids end below %llu: restore would fail",
                      pid, (unsigned long long)max);
         return;
     }
-    task_command((pid_t)pid, command, sizeof(command));
     findings_add(findings, PROBLEM, "pid",
                  "end that process, or keep godwit image-cache in a pid namespace of its own",
                  "pid %u is taken here, by %s: restore would fail", pid, command);
 }
 
-static void judge_pids(const Godwit__Pb__Facts *part, struct findings *findings)
+static void judge_pids(const Godwit__Pb__Facts *part, const struct preflight_host *host,
+                       const struct preflight_eyes *eyes, struct findings *findings)
 {
-    uint64_t max = pid_max();
+    uint64_t max = host->pid_max;
+    char command[17];
     size_t bad = 0;
     for (size_t i = 0; i < part->n_pids; i++) {
         uint32_t pid = part->pids[i];
-        if (pid > 0 && pid < max && !is_taken(pid))
+        *command = '\0';
+        if (pid > 0 && pid < max && !eyes->pid(eyes->user, pid, command))
             continue;
         if (bad++ < TOLD_MAX)
-            tell_pid(pid, max, findings);
+            tell_pid(pid, max, command, findings);
     }
     if (bad > TOLD_MAX)
         findings_add(findings, PROBLEM, "pid", "", "%zu more pids cannot be had here",
@@ -169,25 +134,10 @@ static void judge_pids(const Godwit__Pb__Facts *part, struct findings *findings)
 
 /* ---- memory ---- */
 
-static uint64_t memory_available(void)
-{
-    char line[128];
-    unsigned long long kib;
-    uint64_t bytes = UINT64_MAX;
-    FILE *file = fopen("/proc/meminfo", "re");
-    while (file && bytes == UINT64_MAX && fgets(line, sizeof(line), file)) {
-        if (sscanf(line, "MemAvailable: %llu", &kib) == 1)
-            bytes = KIB(kib);
-    }
-    if (file)
-        fclose(file);
-    return bytes;
-}
-
-static void judge_memory(uint64_t needed, uint64_t free_bytes, struct findings *findings)
+static void judge_memory(uint64_t needed, uint64_t free_bytes, uint64_t available,
+                         struct findings *findings)
 {
     char need[24], have[24];
-    uint64_t available = memory_available();
     format_bytes(needed, need);
     if (needed > free_bytes)
         findings_add(
@@ -229,68 +179,69 @@ static void _printf_(4, 5) decide(struct verdict *ret, Godwit__Pb__Finding__Seve
     ret->remedy = remedy;
 }
 
-static bool has_other_build_id(int fd, const ProtobufCBinaryData *theirs)
+static bool has_other_build_id(const struct preflight_file *ours, const ProtobufCBinaryData *theirs)
 {
-    uint8_t ours[BUILD_ID_MAX];
     return theirs->len > 0 &&
-           (file_build_id(fd, ours) != theirs->len || memcmp(ours, theirs->data, theirs->len) != 0);
+           (ours->id_length != theirs->len || memcmp(ours->id, theirs->data, theirs->len) != 0);
 }
 
 /* A directory's size means nothing, and criu does not compare it. */
-static bool has_other_size(const Godwit__Pb__FileFact *fact, const struct stat *st)
+static bool has_other_size(const Godwit__Pb__FileFact *fact, const struct preflight_file *ours)
 {
-    return !S_ISDIR(st->st_mode) && !fact->any_size && fact->size != (uint64_t)st->st_size;
+    return !S_ISDIR(ours->mode) && !fact->any_size && fact->size != ours->size;
 }
 
 /* What criu restore compares; each failure there is one after the source has been ended. */
-static void compare(const Godwit__Pb__FileFact *fact, int fd, const struct stat *st,
+static void compare(const Godwit__Pb__FileFact *fact, const struct preflight_file *ours,
                     struct verdict *ret)
 {
-    unsigned long long here = (unsigned long long)st->st_size, there = fact->size;
-    if (S_ISDIR(st->st_mode) != (fact->kind == GODWIT__PB__FILE_FACT__KIND__DIRECTORY))
+    unsigned long long here = ours->size, there = fact->size;
+    if (S_ISDIR(ours->mode) != (fact->kind == GODWIT__PB__FILE_FACT__KIND__DIRECTORY))
         decide(ret, PROBLEM, copy_it, "is %s directory here: restore would fail",
-               S_ISDIR(st->st_mode) ? "a" : "no");
+               S_ISDIR(ours->mode) ? "a" : "no");
     else if (fact->kind == GODWIT__PB__FILE_FACT__KIND__PROGRAM &&
-             has_other_build_id(fd, &fact->build_id))
+             has_other_build_id(ours, &fact->build_id))
         decide(ret, PROBLEM, "install the same build on both hosts",
                "is another build than on the source: the process would break");
-    else if (has_other_size(fact, st) && fact->written && here > there)
+    else if (has_other_size(fact, ours) && fact->written && here > there)
         /* On storage that both share the process itself has written more since it was looked at. */
         decide(ret, WARNING, "if the hosts do not share this file, copy it",
                "has %llu bytes here, %llu on the source a moment ago", here, there);
-    else if (has_other_size(fact, st))
+    else if (has_other_size(fact, ours))
         decide(ret, PROBLEM, copy_it, "has %llu bytes here, %llu on the source: restore would fail",
                here, there);
-    else if (fact->mode && fact->mode != st->st_mode)
+    else if (fact->mode && fact->mode != ours->mode)
         decide(ret, PROBLEM, "chmod it, or pass --skip-file-rwx-check",
-               "has mode 0%o here, 0%o on the source: restore would fail", st->st_mode, fact->mode);
+               "has mode 0%o here, 0%o on the source: restore would fail", ours->mode, fact->mode);
 }
 
-static void judge_file(const Godwit__Pb__FileFact *fact, struct verdict *ret)
+static void judge_file(const Godwit__Pb__FileFact *fact, const struct preflight_eyes *eyes,
+                       struct verdict *ret)
 {
-    struct stat st;
-    _cleanup_close_ int fd = file_open(fact->path, &st);
+    struct preflight_file ours;
+    eyes->file(eyes->user, fact->path, fact->build_id.len > 0, &ours);
     ret->severity = OK;
-    if (fd >= 0)
-        compare(fact, fd, &st, ret);
-    else if (fd == -ENOENT || fd == -ENOTDIR)
+    if (ours.error == 0)
+        compare(fact, &ours, ret);
+    else if (ours.error == ENOENT || ours.error == ENOTDIR)
         decide(ret, PROBLEM, copy_it, "is not here: restore would fail");
-    else if (fd == -EBADF)
+    else if (ours.error == EBADF)
         decide(ret, PROBLEM, copy_it, "is no file or directory here: restore would fail");
-    else if (fd == -EINVAL)
+    else if (ours.error == EINVAL)
         decide(ret, PROBLEM, "", "is no absolute path");
     else
         decide(ret, PROBLEM, "make it readable", "cannot be looked at (%s): restore may fail",
-               strerror(-fd));
+               strerror(ours.error));
 }
 
-static void judge_files(const Godwit__Pb__Facts *part, struct findings *findings)
+static void judge_files(const Godwit__Pb__Facts *part, const struct preflight_eyes *eyes,
+                        struct findings *findings)
 {
     struct verdict verdict;
     Godwit__Pb__Finding__Severity worst = OK;
     size_t bad = 0;
     for (size_t i = 0; i < part->n_files; i++) {
-        judge_file(part->files[i], &verdict);
+        judge_file(part->files[i], eyes, &verdict);
         worst = MAX(worst, verdict.severity);
         if (verdict.severity != OK && bad++ < TOLD_MAX)
             findings_add(findings, verdict.severity, "file", verdict.remedy, "%.500s %s",
@@ -316,8 +267,12 @@ static void judge_pager(struct findings *findings)
 }
 
 void preflight_judge(const Godwit__Pb__Facts *part, const struct preflight_criu *criu,
-                     uint64_t free_bytes, struct findings *findings)
+                     uint64_t free_bytes, const struct preflight_eyes *eyes,
+                     struct findings *findings)
 {
+    struct preflight_host host;
+    if (part->n_cpu > 0 || part->n_pids > 0 || part->memory_bytes > 0)
+        eyes->host(eyes->user, &host);
     if (part->kernel[0]) { /* the first part: it has what is true of the whole host */
         judge_criu(part->criu, criu, findings);
         judge_kernel(part->kernel, findings);
@@ -325,11 +280,11 @@ void preflight_judge(const Godwit__Pb__Facts *part, const struct preflight_criu 
         judge_pager(findings);
     }
     if (part->n_cpu > 0)
-        judge_cpu(part, findings);
+        judge_cpu(part, &host, findings);
     if (part->n_pids > 0)
-        judge_pids(part, findings);
+        judge_pids(part, &host, eyes, findings);
     if (part->memory_bytes > 0)
-        judge_memory(part->memory_bytes, free_bytes, findings);
+        judge_memory(part->memory_bytes, free_bytes, host.available_bytes, findings);
     if (part->n_files > 0)
-        judge_files(part, findings);
+        judge_files(part, eyes, findings);
 }

@@ -130,7 +130,9 @@ void live_begin(struct godwit_migration *m)
         .root = m->pid,
         .kind = m->follow == FOLLOW_AUTO && m->facts.direct ? FOLLOW_COMPARE : m->follow,
         .bytes_per_sec = m->bytes_per_sec,
-        .verify = m->flags & GODWIT_VERIFY};
+        .verify = m->flags & GODWIT_VERIFY,
+        /* What is to be compared in the freeze criu sends whole. */
+        .shared = !(m->flags & GODWIT_VERIFY)};
     m->rounds = rounds_new(m->sender, &request, &rounds_ops, m);
     struct error err;
     error_set_errno(&err, FAILURE_SYSTEM, ENOMEM, "the rounds of copying");
@@ -151,6 +153,8 @@ int live_list(struct godwit_migration *m, struct scan_table *table, struct error
 void live_check_dump(struct godwit_migration *m)
 {
     if (m->rounds && !m->freeze.narrowed && rounds_stats(m->rounds)->tasks > 0)
-        tell(m, "criu has dumped all memory again while the process stood still: it cannot be "
-                "shown only what was written (a static criu?)");
+        tell(m,
+             "criu has dumped all memory again while the process stood still: it cannot be "
+             "shown only what was written (nothing can be preloaded into it, and the process has a "
+             "seccomp filter?)");
 }

@@ -170,6 +170,7 @@ static void commit(struct godwit_migration *m)
         migration_happens(m, EVENT_CANCEL, &err);
         return;
     }
+    task_tree_give_way(&m->freeze.tree);
     task_tree_kill(&m->freeze.tree);
     m->must_tell = true;
     send_verdict(m);
@@ -270,13 +271,16 @@ static int begin_dump(struct godwit_migration *m, struct error *err)
         .journal = journal,
         .silence_usec = m->silence_usec,
         .options = m->criu_options,
-        .narrow = m->rounds && !(m->flags & GODWIT_NO_SCAN_FILTER),
+        .narrow = m->rounds,
+        .preload = !(m->flags & GODWIT_NO_SCAN_FILTER),
         .hidden = hidden,
     };
     m->frozen = true;
+    if (link_peer_minor(m->link) >= 1)
+        link_send(m->link, FRAME_FREEZING, SESSION, 0, NULL);
     if (freeze_begin(&m->freeze, m->event, &request, &freeze_ops, m, err) < 0)
         return -1;
-    r = sender_open_page_door(m->sender, TAKE_FD(m->freeze.dump.pages_peer_fd));
+    r = sender_open_page_door(m->sender, TAKE_FD(m->freeze.dump.pages_peer_fd), NULL, NULL);
     return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "criu's pages") : 0;
 }
 
@@ -366,7 +370,7 @@ void migration_happens(struct godwit_migration *m, enum source_event event, cons
         m->reason = *err;
     if (next == SOURCE_ABORTED || next == SOURCE_REFUSED || next == SOURCE_DOUBT)
         m->reason.code = code_of_end(next, event, m->reason.code);
-    else
+    else if (m->problems == 0) /* a dry run goes on with what it has found here */
         m->reason = (struct error){0};
     migration_enter(m, next);
 }
@@ -606,7 +610,7 @@ static int on_link_control(struct link *link, const struct frame *frame, const u
     default:
         if (m->sender && frame->session == SESSION)
             return sender_control(m->sender, frame, payload, err);
-        return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a source",
+        return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame of no session",
                          frame_name(frame->type));
     }
     _cleanup_message_ ProtobufCMessage *message = message_unpack(kind, payload, frame->length, err);
@@ -653,22 +657,10 @@ static void on_link_down(struct link *link, const struct error *err, void *user)
         dial_begin_after(m->dial, REDIAL_USEC);
 }
 
-static int on_link_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
-                              void **ret_place, size_t *ret_length, void *user, struct error *err)
-{
-    (void)link;
-    (void)done;
-    (void)ret_place;
-    (void)ret_length;
-    (void)user;
-    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a source",
-                     frame_name(frame->type));
-}
-
 static const struct link_ops link_ops = {
+    .peer = SENT_BY_CACHE,
     .up = on_link_up,
     .control = on_link_control,
-    .bulk_place = on_link_bulk_place,
     .down = on_link_down,
 };
 

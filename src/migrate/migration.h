@@ -77,6 +77,9 @@ struct godwit_migration {
 
 extern const struct dial_ops migration_dial_ops;
 
+/* What a number of enum godwit_tracker means.  0, or -EINVAL. */
+int migration_follow_kind(uint32_t tracker, enum follow_kind *ret);
+
 /* How often migration_tick() has to be called. */
 #define MIGRATION_TICK_USEC (250 * USEC_PER_MSEC)
 

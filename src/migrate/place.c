@@ -81,12 +81,9 @@ void place_clear_up(int workdir)
 int place_open(struct place *place, const char *workdir, struct error *err)
 {
     *place = (struct place)PLACE_CLOSED;
-    place->workdir = workdir_open(workdir, true);
-    if (place->workdir >= 0)
-        place->workdir_path = realpath(workdir, NULL);
-    if (!place->workdir_path)
-        return error_set_errno(err, FAILURE_SYSTEM, place->workdir < 0 ? place->workdir : errno,
-                               "work-dir %s", workdir);
+    place->workdir = workdir_open(workdir, true, &place->workdir_path, err);
+    if (place->workdir < 0)
+        return -1;
     place_clear_up(place->workdir);
     return 0;
 }

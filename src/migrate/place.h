@@ -19,10 +19,9 @@ struct place {
     char path[PATH_MAX]; /* of the directory; empty: none */
 };
 
-#define PLACE_CLOSED                                                                               \
-    {                                                                                              \
-        .workdir = -EBADF, .lock = -EBADF                                                          \
-    }
+/* clang-format off */
+#define PLACE_CLOSED {.workdir = -EBADF, .lock = -EBADF}
+/* clang-format on */
 
 /* Opens the work-dir, making it if missing, and clears up what the dead have left there.  0, or -1
  * with *err set; place_close() is due either way. */

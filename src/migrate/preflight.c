@@ -83,7 +83,7 @@ static uint64_t ghost_limit(char *const *options)
     return value && parse_size(value, &limit) == 0 ? limit : MIB(1); /* CRIU's own */
 }
 
-/* Of shared memory: copying it takes as long as all else in a freeze. */
+/* Of shared memory: reading and placing it takes as long as all else in a freeze. */
 #define SHARED_BYTES_MANY MIB(64)
 
 /* ---- this host ---- */
@@ -195,6 +195,9 @@ static const struct rule {
     {TREE_UNIX_STREAM, "unix", NULL, NULL, 0, "no UNIX stream is connected to another process",
      "is connected to a process that stays behind: CRIU cannot take half of a stream along",
      "close that connection, or migrate both processes as one tree"},
+    {TREE_PIPE, "pipe", NULL, NULL, 0, "no pipe leads to another process",
+     "leads to a process that stays behind: it would read an end of file, or be killed by SIGPIPE",
+     "start it with its input and output in files, or migrate both processes as one tree"},
     {TREE_LOCK, "lock", "file-locks", NULL, 'l', "no file is locked",
      "holds a lock on a file: criu would refuse to dump it", "pass --file-locks"},
     {TREE_GHOST, "ghost", NULL, NULL, 0, "no large file without a name is in use",
@@ -372,17 +375,17 @@ static void add_tree(struct facts_builder *builder, const struct tree *tree, cha
     add_files(builder, tree, !has_option(options, "skip-file-rwx-check", 0), findings);
 }
 
-/* Writes to it may come from anywhere, by system calls too: no tracker sees them all. */
+/* Writes to it may come from anywhere, by system calls too: criu reads it all for the last word. */
 static void tell_shared_memory(const struct tree *tree, struct findings *findings)
 {
     char size[24];
     format_bytes(tree->shared_bytes, size);
     if (tree->shared_bytes >= SHARED_BYTES_MANY)
         findings_add(findings, WARNING, "shared", "",
-                     "%s of shared memory: it is copied while the process stands still", size);
+                     "%s of shared memory: all of it is read while the process stands still", size);
     else
         findings_add(findings, OK, "shared", "",
-                     "%s of shared memory, which is copied while the process stands still", size);
+                     "%s of shared memory, which is read while the process stands still", size);
 }
 
 static int look_at_process(const struct preflight_request *request, struct findings *findings,

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "criu/process.h"
 #include "link.pb-c.h"
+#include "task/file.h"
 
 /* A growing list.  The strings are the list's. */
 struct findings {
@@ -68,10 +69,42 @@ struct preflight_criu {
 /* criu: path, or NULL where criu_find() found none. */
 void preflight_try_criu(const char *criu, struct preflight_criu *ret);
 
+/* What is to be seen of this host. */
+struct preflight_host {
+    char cpu_flags[8 << 10]; /* each between blanks; "": they cannot be told */
+    uint64_t pid_max;        /* pids end below it */
+    uint64_t available_bytes;
+};
+
+/* What is to be seen of a file. */
+struct preflight_file {
+    int error; /* not 0: nothing, because of this errno; EBADF: it is no file or directory */
+    uint32_t mode;
+    uint64_t size;
+    uint32_t id_length; /* of the build id, of a program */
+    uint8_t id[BUILD_ID_MAX];
+};
+
+/* Who looks, in the place of a judge that may not be allowed to. */
+struct preflight_eyes {
+    void (*host)(void *user, struct preflight_host *ret);
+    void (*file)(void *user, const char *path, bool program, struct preflight_file *ret);
+    /* Whether a task has this pid, which is neither 0 nor too large; and its name. */
+    bool (*pid)(void *user, uint32_t pid, char ret_command[17]);
+    void *user;
+};
+
+/* The caller's own. */
+extern const struct preflight_eyes preflight_own_eyes;
+void preflight_see_host(void *user, struct preflight_host *ret);
+void preflight_see_file(void *user, const char *path, bool program, struct preflight_file *ret);
+bool preflight_see_pid(void *user, uint32_t pid, char ret_command[17]);
+
 /*
- * Judges one part against this host.  free_bytes: what the store of
- * snapshots can still take.  The part comes from the network: of the paths that it names none is
- * opened but regular files, and the findings about one part are at most some 50.
+ * Judges one part against the host that |eyes| see.  free_bytes: what the store of snapshots can
+ * still take.  The part comes from the network: of the paths that it names none is opened but
+ * regular files, and the findings about one part are at most some 50.
  */
 void preflight_judge(const Godwit__Pb__Facts *part, const struct preflight_criu *criu,
-                     uint64_t free_bytes, struct findings *findings);
+                     uint64_t free_bytes, const struct preflight_eyes *eyes,
+                     struct findings *findings);

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "base/digest.h"
+#include "base/hidden.h"
 #include "base/io.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
@@ -16,6 +17,7 @@
 #include "migrate/space_images.h"
 #include "pager/map.h"
 #include "pager/pager.h"
+#include "store/chain.h"
 
 enum {
     ITEMS_MAX = 100000,
@@ -63,7 +65,9 @@ struct receiver {
     uint32_t session;
     char *id;
     struct snapshot *snapshot; /* NULL once refused or held */
-    bool refused, over;
+    char *parent;              /* id of what it is based on; NULL: nothing */
+    uint64_t parent_nonce;
+    bool refused, over, freezing;
     const struct receiver_ops *ops;
     void *user;
 
@@ -194,7 +198,56 @@ static int broken(struct error *err, const struct frame *frame, const char *what
                      frame_name(frame->type), what);
 }
 
+static int check_place(unsigned number, const struct frame *frame, struct error *err)
+{
+    const struct frame_rule *rule = frame_rule(frame->type);
+    unsigned place = number == 0 ? ON_LINK : ON_DATA_CONNECTION;
+    if (rule && rule->place & place)
+        return 0;
+    return broken(err, frame, number == 0 ? "not on a link" : "not on a data connection");
+}
+
 /* ---- the beginning ---- */
+
+/* The snapshot that this one is based on, which is asked for again with each space: it may be
+ * forgotten meanwhile.  NULL with *err set. */
+static struct snapshot *receiver_parent(const struct receiver *receiver, struct store *store,
+                                        struct error *err)
+{
+    struct snapshot *parent = store_find(store, receiver->parent);
+    if (parent && parent->state != SNAPSHOT_RECEIVING && parent->chain && !parent->moved &&
+        parent->nonce == receiver->parent_nonce)
+        return parent;
+    error_set(err, FAILURE_NOT_FOUND,
+              "snapshot %s: its parent %s is not there: the image-cache has no such snapshot%s",
+              receiver->id, receiver->parent,
+              parent ? " that another can be based on" : " (any more)");
+    return NULL;
+}
+
+static int receiver_join_chain(struct receiver *receiver, struct store *store,
+                               const Godwit__Pb__SnapshotBegin *begin, struct error *err)
+{
+    struct snapshot *snapshot = receiver->snapshot;
+    const struct snapshot *parent = NULL;
+    if (begin->restore)
+        return error_set(err, FAILURE_USAGE, "snapshot %s: a migration is based on nothing",
+                         begin->id);
+    if (*begin->parent) {
+        receiver->parent = strdup(begin->parent);
+        receiver->parent_nonce = begin->parent_nonce;
+        free(snapshot->parent);
+        snapshot->parent = strdup(begin->parent);
+        if (!receiver->parent || !snapshot->parent)
+            return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", begin->id);
+        parent = receiver_parent(receiver, store, err);
+        if (!parent)
+            return -1;
+    }
+    snapshot->pre_dump = begin->pre_dump;
+    int r = chain_join(snapshot, parent);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "snapshot %s", begin->id) : 0;
+}
 
 static int receiver_create_snapshot(struct receiver *receiver, struct store *store,
                                     const char *host, const Godwit__Pb__SnapshotBegin *begin,
@@ -205,9 +258,10 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
                          "snapshot id: 1 to %d letters, digits, dots, dashes and underscores, not "
                          "beginning with a dot",
                          WIRE_ID_MAX);
-    if (begin->restore && !receiver->ops->accept)
-        return error_set(err, FAILURE_USAGE,
-                         "the image-cache there starts no restores: give it --accept");
+    if (begin->restore && !receiver->ops->admit)
+        return error_set(err, FAILURE_REFUSED, "no restores are started here");
+    if (begin->restore && receiver->ops->admit(begin, receiver->user, err) < 0)
+        return -1;
     if (begin->streams > WIRE_STREAMS_MAX)
         return error_set(err, FAILURE_USAGE, "%u streams; the image-cache there takes %d",
                          begin->streams, WIRE_STREAMS_MAX);
@@ -224,6 +278,8 @@ static int receiver_create_snapshot(struct receiver *receiver, struct store *sto
     snapshot->host = strdup(host);
     if (!snapshot->command || !snapshot->host)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "snapshot %s", begin->id);
+    if ((*begin->parent || begin->pre_dump) && receiver_join_chain(receiver, store, begin, err) < 0)
+        return -1;
     snapshot->restore = begin->restore;
     snapshot->lazy = begin->restore && begin->lazy && pager_is_possible();
     if (begin->n_options > 0 && criu_check_options(begin->options, begin->n_options, err) < 0)
@@ -267,7 +323,7 @@ struct receiver *receiver_new(struct store *store, struct link *link, const char
         .user = user,
         .id = strdup(begin->id),
     };
-    receiver->sink = malloc(SINK_BYTES);
+    receiver->sink = hidden_alloc(SINK_BYTES);
     if (!receiver->id || !receiver->sink) {
         error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
         return receiver_free(receiver);
@@ -286,9 +342,10 @@ struct receiver *receiver_free(struct receiver *receiver)
     receiver_free_items(receiver);
     snapshot_remove(receiver->snapshot);
     free(receiver->id);
+    free(receiver->parent);
     for (unsigned i = 0; i < receiver->stream_count; i++)
         free(receiver->streams[i].list);
-    free(receiver->sink);
+    hidden_free(receiver->sink, SINK_BYTES);
     free(receiver);
     return NULL;
 }
@@ -385,6 +442,8 @@ static int take_image_begin(struct receiver *receiver, struct stream *stream,
     const Godwit__Pb__ImageBegin *begin = (const Godwit__Pb__ImageBegin *)message;
     if (!image_name_valid(begin->name))
         return broken(err, frame, "not a name of an image");
+    if (receiver->snapshot->chain && strncmp(begin->name, "pages-", 6) == 0)
+        return broken(err, frame, "pages of a snapshot that shares memory");
     struct item *item;
     if (stream_add(stream, frame, &item, err) < 0)
         return -1;
@@ -413,7 +472,41 @@ static void arena_name(const struct receiver *receiver, const struct space *spac
         snprintf(name, 32, "pages-%u.img", space->pages_id);
 }
 
-/* The next space, which no stream has begun before.  0, or a negative errno. */
+static int space_create(struct receiver *receiver, struct space *space)
+{
+    char name[32];
+    arena_name(receiver, space, name);
+    int r = arena_create(&space->arena, receiver->snapshot->imagefd, name,
+                         store_budget(receiver->snapshot->store));
+    if (r == 0 && !(space->shadow = shadow_new(&space->arena)))
+        r = -ENOMEM;
+    return r;
+}
+
+/* In a chain.  0, also when that refuses the snapshot, or a negative errno. */
+static int space_join(struct receiver *receiver, struct space *space, bool based)
+{
+    struct snapshot *snapshot = receiver->snapshot, *parent = NULL;
+    struct error err;
+    if (based && !(parent = receiver_parent(receiver, snapshot->store, &err))) {
+        receiver_refuse(receiver, &err);
+        return 0;
+    }
+    bool shared = space->kind == GODWIT__PB__SPACE_BEGIN__KIND__SHARED;
+    int r = chain_open_space(snapshot, parent, shared, space->id, &space->arena, &space->shadow);
+    if (r != -ENODATA && r != -EBUSY)
+        return r;
+    error_set(&err, r == -EBUSY ? FAILURE_BUSY : FAILURE_PEER, "snapshot %s: its parent %s %s %llu",
+              receiver->id, receiver->parent,
+              r == -EBUSY ? "is just being extended with what another has of task"
+                          : "has no memory of task",
+              (unsigned long long)space->id);
+    receiver_refuse(receiver, &err);
+    return 0;
+}
+
+/* The next space, which no stream has begun before.  0, also when that refuses the snapshot, or a
+ * negative errno. */
 static int receiver_add_space(struct receiver *receiver, const Godwit__Pb__SpaceBegin *begin)
 {
     if (receiver->space_count == receiver->space_room) {
@@ -431,13 +524,8 @@ static int receiver_add_space(struct receiver *receiver, const Godwit__Pb__Space
     space->kind = begin->kind;
     space->id = begin->id;
     space->pages_id = receiver->space_count;
-    char name[32];
-    arena_name(receiver, space, name);
-    int r = arena_create(&space->arena, receiver->snapshot->imagefd, name,
-                         store_budget(receiver->snapshot->store));
-    if (r == 0 && !(space->shadow = shadow_new(&space->arena)))
-        r = -ENOMEM;
-    return r;
+    return receiver->snapshot->chain ? space_join(receiver, space, begin->based)
+                                     : space_create(receiver, space);
 }
 
 static int take_space_begin(struct receiver *receiver, struct stream *stream,
@@ -448,6 +536,8 @@ static int take_space_begin(struct receiver *receiver, struct stream *stream,
     if (begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__TASK &&
         begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__SHARED)
         return broken(err, frame, "a space of no known kind");
+    if (begin->based && !receiver->parent)
+        return broken(err, frame, "based on nothing");
     struct item *item;
     if (stream_add(stream, frame, &item, err) < 0)
         return -1;
@@ -459,6 +549,8 @@ static int take_space_begin(struct receiver *receiver, struct stream *stream,
         receiver_refuse_errno(receiver, r, "pages");
         return 0;
     }
+    if (receiver->refused)
+        return 0;
     item->space = receiver->spaces[index];
     if (item->space->kind != begin->kind || item->space->id != begin->id)
         return broken(err, frame, "every stream begins the same spaces");
@@ -606,8 +698,12 @@ static int take_run(const struct stream *stream, struct item *item, const struct
 static int take_page_runs(struct receiver *receiver, const struct stream *stream, struct item *item,
                           const struct frame *frame, struct error *err)
 {
+    uint64_t left = WIRE_LIST_PAGES_MAX;
     for (uint32_t at = 0; at < frame->length; at += WIRE_RUN_BYTES) {
         uint64_t vaddr = get_le64(stream->list + at), pages = get_le64(stream->list + at + 8);
+        if (pages > left)
+            return broken(err, frame, "too many pages in one list");
+        left -= pages;
         int r = take_run(stream, item, frame, vaddr, pages);
         if (r == -EINVAL)
             return broken(err, frame, "no task has such an address");
@@ -655,9 +751,13 @@ static int check_sum(struct item *item, uint64_t vaddr, uint64_t pages, const ui
 static int take_page_sums(struct receiver *receiver, const struct stream *stream, struct item *item,
                           const struct frame *frame, struct error *err)
 {
+    uint64_t left = WIRE_LIST_PAGES_MAX;
     for (uint32_t at = 0; at < frame->length; at += WIRE_SUM_BYTES) {
         const uint8_t *sum = stream->list + at;
         uint64_t vaddr = get_le64(sum), pages = get_le64(sum + 8);
+        if (pages > left)
+            return broken(err, frame, "too many pages in one list");
+        left -= pages;
         if (pages == 0 || pages > WIRE_SUM_PAGES_MAX || vaddr % PAGE_BYTES)
             return broken(err, frame, "not runs of pages");
         int r = check_sum(item, vaddr, pages, sum + WIRE_RUN_BYTES);
@@ -684,6 +784,8 @@ int receiver_bulk_place(struct receiver *receiver, unsigned number, const struct
         sink(receiver, frame, done, ret_place, ret_length);
         return 0;
     }
+    if (check_place(number, frame, err) < 0)
+        return -1;
     struct stream *stream = &receiver->streams[number];
     bool is_space = frame->type != FRAME_IMAGE_DATA;
     struct item *item = stream_item(stream, frame, is_space, err);
@@ -738,6 +840,17 @@ int receiver_bulk_landed(struct receiver *receiver, unsigned number, const struc
 
 /* ---- items end ---- */
 
+/* In a chain: a pagemap, unless it is of no use to criu; and where the pages are. */
+static int space_end_joined(struct receiver *receiver, struct space *space,
+                            const struct space_images *images)
+{
+    struct snapshot *snapshot = receiver->snapshot;
+    int r = snapshot->pre_dump ? 0 : space_images_write_pagemap(images);
+    return r < 0 ? r
+                 : chain_close_space(snapshot, space->pages_id, images->shared, space->id,
+                                     &space->arena, &space->shadow);
+}
+
 /* A space is whole: its arena becomes the pages image or what is filled in, its shadow the pagemap.
  */
 static int receiver_write_space(struct receiver *receiver, struct space *space)
@@ -745,7 +858,8 @@ static int receiver_write_space(struct receiver *receiver, struct space *space)
     uint64_t missing = space->listed ? shadow_drop_unlisted(space->shadow) : 0;
     char image[40];
     snprintf(image, sizeof(image), "mm-%llu.img", (unsigned long long)space->id);
-    bool lost = space->listed && shadow_pages(space->shadow) == 0 &&
+    bool lost = space->kind == GODWIT__PB__SPACE_BEGIN__KIND__TASK && space->listed &&
+                shadow_pages(space->shadow) == 0 &&
                 faccessat(receiver->snapshot->imagefd, image, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
     if (missing > 0 || lost) {
         struct error err;
@@ -768,7 +882,8 @@ static int receiver_write_space(struct receiver *receiver, struct space *space)
         .arena = &space->arena,
         .shadow = space->shadow,
     };
-    int r = space_images_write(&images, is_lazy(receiver, space));
+    int r = receiver->snapshot->chain ? space_end_joined(receiver, space, &images)
+                                      : space_images_write(&images, is_lazy(receiver, space));
     space->shadow = shadow_free(space->shadow);
     return r;
 }
@@ -832,6 +947,21 @@ static int take_item_end(struct receiver *receiver, struct stream *stream,
 
 /* ---- the end of the snapshot ---- */
 
+/* Number of pages in a pages image, by its length. */
+static int check_pages(int imagefd, uint32_t pages_id, uint64_t present, struct error *err)
+{
+    char name[32];
+    struct stat st = {0};
+    snprintf(name, sizeof(name), "pages-%u.img", pages_id);
+    if (fstatat(imagefd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 && present > 0)
+        return error_set_errno(err, FAILURE_CRIU, errno, "%s", name);
+    if ((uint64_t)st.st_size != present * PAGE_BYTES)
+        return error_set(err, FAILURE_CRIU, "%s has %llu bytes and its pagemap %llu pages", name,
+                         (unsigned long long)st.st_size, (unsigned long long)present);
+    return 0;
+}
+
+/* 1: it is good, and only criu 4.2 can read it; 0: it is good; -1 with *err. */
 static int check_pagemap(int imagefd, const uint8_t *bytes, size_t length, struct error *err)
 {
     struct pagemap_reader reader;
@@ -849,28 +979,42 @@ static int check_pagemap(int imagefd, const uint8_t *bytes, size_t length, struc
                              "pages are missing: they were to be fetched lazily");
         present += run.pages;
     }
-    if (r < 0)
-        return r;
-    char name[32];
-    struct stat st = {0};
-    snprintf(name, sizeof(name), "pages-%u.img", pages_id);
-    if (fstatat(imagefd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 && present > 0)
-        return error_set_errno(err, FAILURE_CRIU, errno, "%s", name);
-    if ((uint64_t)st.st_size != present * PAGE_BYTES)
-        return error_set(err, FAILURE_CRIU, "%s has %llu bytes and its pagemap %llu pages", name,
-                         (unsigned long long)st.st_size, (unsigned long long)present);
-    return 0;
+    if (r < 0 || check_pages(imagefd, pages_id, present, err) < 0)
+        return -1;
+    return reader.wide;
+}
+
+/* Writes a pagemap, which has been checked, in the form that all releases read.  0 or a negative
+ * errno. */
+static int rewrite_pagemap(int imagefd, const char *name, const uint8_t *bytes, size_t length)
+{
+    static const char fresh[] = "pagemap.new";
+    struct pagemap_reader reader;
+    struct pagemap_run run;
+    struct error err;
+    uint32_t pages_id;
+    _cleanup_close_ int fd =
+        openat(imagefd, fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0 || pagemap_read_begin(&reader, bytes, length, &pages_id, &err) < 0)
+        return fd < 0 ? -errno : -EPROTO;
+    struct pagemap_writer *writer = pagemap_begin(fd, pages_id);
+    if (!writer)
+        return -ENOMEM;
+    while (pagemap_read_next(&reader, &run, &err) > 0)
+        pagemap_add(writer, &run);
+    int r = pagemap_finish(writer);
+    return r < 0 || renameat(imagefd, fresh, imagefd, name) == 0 ? r : -errno;
 }
 
 /*
- * Pages that came as plain images (criu --stream) are kept by task and address as well: their own
- * pagemap says where, and it has to agree with what is there.
+ * Pages that came as plain images (criu --stream, godwit import) are kept by task and address as
+ * well: their own pagemap says where, and it has to agree with what is there.
  */
 static int receiver_check_pagemap(struct receiver *receiver, const char *name, struct error *err)
 {
     struct stat st;
-    _cleanup_close_ int fd =
-        openat(receiver->snapshot->imagefd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    int imagefd = receiver->snapshot->imagefd;
+    _cleanup_close_ int fd = openat(imagefd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &st) < 0)
         return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", name);
     if (st.st_size == 0 || (uint64_t)st.st_size > PAGEMAP_IMAGE_MAX)
@@ -880,7 +1024,12 @@ static int receiver_check_pagemap(struct receiver *receiver, const char *name, s
     void *bytes = mmap(NULL, length, PROT_READ, MAP_PRIVATE, fd, 0);
     if (bytes == MAP_FAILED)
         return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", name);
-    int r = check_pagemap(receiver->snapshot->imagefd, bytes, length, err);
+    int r = check_pagemap(imagefd, bytes, length, err);
+    if (r > 0) {
+        r = rewrite_pagemap(imagefd, name, bytes, length);
+        if (r < 0)
+            error_set_errno(err, FAILURE_SYSTEM, r, "writing it anew");
+    }
     munmap(bytes, length);
     return r < 0 ? error_prefix(err, "%s", name) : 0;
 }
@@ -929,7 +1078,7 @@ static void receiver_hold(struct receiver *receiver)
     snapshot->bytes = 0;
     for (unsigned i = 0; i < receiver->stream_count; i++)
         snapshot->bytes += receiver->streams[i].bytes;
-    int r = snapshot_set_state(snapshot, SNAPSHOT_HELD);
+    int r = snapshot_set_state(snapshot, snapshot->pre_dump ? SNAPSHOT_PRE_DUMPED : SNAPSHOT_HELD);
     if (r < 0) {
         receiver_refuse_errno(receiver, r, "its state");
         return;
@@ -997,29 +1146,45 @@ static int take_round_end(struct receiver *receiver, struct stream *stream,
     return 0;
 }
 
+static int take_freezing(struct receiver *receiver, struct stream *stream,
+                         const struct frame *frame, const ProtobufCMessage *message,
+                         struct error *err)
+{
+    (void)stream;
+    (void)message;
+    if (receiver->freezing)
+        return broken(err, frame, "a second time");
+    receiver->freezing = true;
+    if (receiver->snapshot->restore)
+        receiver->ops->freezing(receiver, receiver->snapshot, receiver->user);
+    return 0;
+}
+
 static const struct {
     uint16_t type;
     const ProtobufCMessageDescriptor *message; /* NULL: it has no payload */
     int (*take)(struct receiver *receiver, struct stream *stream, const struct frame *frame,
                 const ProtobufCMessage *message, struct error *err);
-    bool own;          /* on the session's own link only */
-    bool ends_session; /* there */
+    bool ends_session; /* on its own link */
 } takes[] = {
-    {FRAME_IMAGE_BEGIN, &godwit__pb__image_begin__descriptor, take_image_begin, true, false},
-    {FRAME_IMAGE_END, &godwit__pb__item_end__descriptor, take_item_end, true, false},
-    {FRAME_SPACE_BEGIN, &godwit__pb__space_begin__descriptor, take_space_begin, false, false},
-    {FRAME_SPACE_END, &godwit__pb__item_end__descriptor, take_item_end, false, false},
-    {FRAME_ROUND_END, NULL, take_round_end, false, false},
-    {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, false, true},
-    {FRAME_SNAPSHOT_ABORT, &godwit__pb__failure__descriptor, take_snapshot_abort, true, true},
+    {FRAME_IMAGE_BEGIN, &godwit__pb__image_begin__descriptor, take_image_begin, false},
+    {FRAME_IMAGE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
+    {FRAME_SPACE_BEGIN, &godwit__pb__space_begin__descriptor, take_space_begin, false},
+    {FRAME_SPACE_END, &godwit__pb__item_end__descriptor, take_item_end, false},
+    {FRAME_ROUND_END, NULL, take_round_end, false},
+    {FRAME_FREEZING, NULL, take_freezing, false},
+    {FRAME_SNAPSHOT_END, &godwit__pb__snapshot_end__descriptor, take_snapshot_end, true},
+    {FRAME_SNAPSHOT_ABORT, &godwit__pb__failure__descriptor, take_snapshot_abort, true},
 };
 
 int receiver_control(struct receiver *receiver, unsigned number, const struct frame *frame,
                      const uint8_t *payload, struct error *err)
 {
     struct stream *stream = &receiver->streams[number];
+    if (check_place(number, frame, err) < 0)
+        return -1;
     for (size_t i = 0; i < ARRAY_SIZE(takes); i++) {
-        if (takes[i].type != frame->type || (takes[i].own && number > 0))
+        if (takes[i].type != frame->type)
             continue;
         _cleanup_message_ ProtobufCMessage *message = NULL;
         if (takes[i].message)
@@ -1034,5 +1199,5 @@ int receiver_control(struct receiver *receiver, unsigned number, const struct fr
             return broken(err, frame, "behind its end");
         return takes[i].take(receiver, stream, frame, message, err);
     }
-    return broken(err, frame, number == 0 ? "not in a snapshot" : "not on a data connection");
+    return broken(err, frame, "not in a snapshot");
 }

@@ -23,11 +23,16 @@
 struct receiver;
 
 struct receiver_ops {
-    /* Snapshots that want to be restored here and now are welcome. */
-    bool accept;
-    /* Whole, checked and written down as HELD; the acknowledgement is on its way. */
+    /* Whether a snapshot that wants to be restored here and now is welcome.  0, or -1 with *err
+     * set. NULL: none is. */
+    int (*admit)(const Godwit__Pb__SnapshotBegin *begin, void *user, struct error *err);
+    /* The source is about to stop the process: what the restore takes may be got ready, if it is to
+     * be restored here.  held() or dropped() will follow. */
+    void (*freezing)(struct receiver *receiver, struct snapshot *snapshot, void *user);
+    /* Whole, checked and written down as HELD, or PRE_DUMPED; the acknowledgement is on its way. */
     void (*held)(struct receiver *receiver, struct snapshot *snapshot, void *user);
-    /* Refused or aborted; the snapshot is gone.  err->text tells why. */
+    /* Refused or aborted; the snapshot is gone, and what was got ready for it has to go.  err->text
+     * tells why. */
     void (*dropped)(struct receiver *receiver, const char *id, const struct error *err, void *user);
 };
 

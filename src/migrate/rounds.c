@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "migrate/doors.h"
+#include "migrate/shared.h"
 #include "task/follow.h"
 #include "task/task.h"
 
@@ -15,6 +16,12 @@ enum {
     BREATH_PAGES = 4096, /* read and found to be as they were, in one turn of the loop */
 };
 
+/* A place in a list of runs. */
+struct run_cursor {
+    size_t run;
+    uint64_t pages; /* of that one which are done */
+};
+
 /* A process that is followed, or was. */
 struct round_task {
     pid_t pid;
@@ -22,12 +29,14 @@ struct round_task {
     pid_t inner;      /* its number as criu knows it */
     bool seen;        /* in the tree at the latest look */
     bool hidden;      /* criu is shown nothing of it */
+    bool begun;       /* the snapshot has a space of it, through us */
+    bool kept;        /* so has the snapshot before, and it has been followed since */
     struct follower follower;
-    bool fresh;              /* followed, and nothing of it has been sent yet */
-    struct page_runs runs;   /* to be read now, and sent */
-    struct page_runs list;   /* at the freeze: what exists */
-    struct page_runs missed; /* was to be sent, and could not be read */
-    size_t listed;           /* runs of the list that have been sent */
+    bool fresh;               /* followed, and nothing of it has been sent yet */
+    struct page_runs runs;    /* to be read now, and sent */
+    struct page_runs list;    /* at the freeze: what exists */
+    struct page_runs missed;  /* was to be sent, and could not be read */
+    struct run_cursor listed; /* what of the list has been sent */
 };
 
 enum phase { IDLE, SENDING, CATCHING_UP, LISTING, VERIFYING };
@@ -38,15 +47,15 @@ struct part {
     struct rounds *rounds;
     unsigned stream;
     bool done;
-    struct page_runs runs;   /* to be read now, and sent or summed up */
-    struct page_runs copies; /* the same as another's: only to be told */
-    size_t copied;           /* runs of these that have been told */
+    struct page_runs runs;    /* to be read now, and sent or summed up */
+    struct page_runs copies;  /* the same as another's: only to be told */
+    struct run_cursor copied; /* what of these has been told */
     struct page_reader reader;
     bool reading;
 
     /* runs of zero pages that are not sent yet, in the form of the wire */
     uint8_t zeros[ZERO_RUNS_MAX * WIRE_RUN_BYTES];
-    size_t zero_runs;
+    size_t zero_runs, zero_pages;
     uint64_t zeros_end; /* address behind the last of them */
 };
 
@@ -57,6 +66,7 @@ struct rounds {
     enum follow_kind kind; /* how they are to be followed */
     const struct rounds_ops *ops;
     void *user;
+    struct shared *shared; /* NULL: it is criu's alone */
     struct round_task **tasks;
     size_t count, room, current;
     bool divided;                  /* the current task's pages are the parts' */
@@ -77,7 +87,7 @@ struct rounds {
 
 static void task_let_go(struct round_task *task)
 {
-    task->fresh = false;
+    task->fresh = task->kept = false;
     follower_close(&task->follower);
     page_runs_free(&task->runs);
     page_runs_free(&task->list);
@@ -193,10 +203,12 @@ static void task_scan(struct rounds *rounds, struct round_task *task)
         r = task_look(task);
     }
     if (r < 0) {
+        task_let_go(task);
+        if (r == -ESRCH)
+            return; /* or its memory has gone: it ends, or begins another program */
         rounds->stats.skipped++;
         error_set_errno(&rounds->stats.reason, FAILURE_SYSTEM, r, "the memory of process %d",
                         task->pid);
-        task_let_go(task);
         return;
     }
     rounds->stats.tasks++;
@@ -206,9 +218,11 @@ static void task_scan(struct rounds *rounds, struct round_task *task)
 
 /* ---- sending ---- */
 
-static struct space *task_space(const struct rounds *rounds, const struct round_task *task)
+static struct space *task_space(const struct rounds *rounds, struct round_task *task)
 {
-    return sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, true);
+    task->begun = true;
+    return sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner,
+                        task->kept ? SPACE_BASED : SPACE_MAKE);
 }
 
 /* Full of zeros; most pages that are not show it in their first word. */
@@ -239,6 +253,7 @@ static void note_zero(struct part *part, uint64_t vaddr)
         put_le64(last + 8, get_le64(last + 8) + 1);
     else
         put_run(part->zeros + part->zero_runs++ * WIRE_RUN_BYTES, vaddr, 1);
+    part->zero_pages++;
     part->zeros_end = vaddr + PAGE_BYTES;
 }
 
@@ -299,13 +314,13 @@ static int64_t draw_pages(struct part *part, struct round_task *task, struct lin
     return read;
 }
 
-static void draw_zeros(struct part *part, const struct round_task *task, struct link_batch *batch)
+static void draw_zeros(struct part *part, struct round_task *task, struct link_batch *batch)
 {
     size_t bytes = part->zero_runs * WIRE_RUN_BYTES;
     memcpy(batch->buf, part->zeros, bytes);
     space_add_list(part->rounds->sender, part->stream, task_space(part->rounds, task), batch,
                    FRAME_PAGE_RUNS, RUNS_ZERO, batch->buf, bytes);
-    part->zero_runs = 0;
+    part->zero_runs = part->zero_pages = 0;
 }
 
 /* Every stream is asked what it has to do. */
@@ -358,7 +373,8 @@ static void part_drop(struct part *part)
     if (part->reading)
         page_reader_close(&part->reader);
     part->reading = part->done = false;
-    part->zero_runs = part->copied = 0;
+    part->zero_runs = part->zero_pages = 0;
+    part->copied = (struct run_cursor){0};
     page_runs_free(&part->runs);
     page_runs_free(&part->copies);
 }
@@ -442,7 +458,7 @@ static struct round_task *find_parent(const struct rounds *rounds, const struct 
 static void find_copies(struct rounds *rounds, struct round_task *task, struct page_runs *copies)
 {
     struct page_runs rest = {0};
-    const struct round_task *parent = task->fresh ? find_parent(rounds, task) : NULL;
+    struct round_task *parent = task->fresh ? find_parent(rounds, task) : NULL;
     task->fresh = false;
     if (!parent)
         return;
@@ -536,15 +552,22 @@ static int begin_part(struct part *part, struct round_task *task)
     return 1;
 }
 
-/* Encodes runs of a list from *at on, as many as go into a batch; how many bytes that are. */
-static size_t put_runs(struct link_batch *batch, const struct page_runs *runs, size_t *at)
+/* Encodes runs of a list from *at on, as many as go into a frame; how many bytes that are. */
+static size_t put_runs(struct link_batch *batch, const struct page_runs *runs,
+                       struct run_cursor *at)
 {
-    size_t count = MIN(runs->count - *at, LINK_BATCH_BYTES / WIRE_RUN_BYTES);
-    for (size_t i = 0; i < count; i++) {
-        const struct page_run *run = &runs->list[(*at)++];
-        put_run(batch->buf + i * WIRE_RUN_BYTES, run->start, run->pages);
+    uint64_t left = WIRE_LIST_PAGES_MAX;
+    size_t bytes = 0;
+    for (; at->run < runs->count && left > 0 && bytes < LINK_BATCH_BYTES; bytes += WIRE_RUN_BYTES) {
+        const struct page_run *run = &runs->list[at->run];
+        uint64_t pages = MIN(run->pages - at->pages, left);
+        put_run(batch->buf + bytes, run->start + at->pages * PAGE_BYTES, pages);
+        left -= pages;
+        at->pages += pages;
+        if (at->pages == run->pages)
+            *at = (struct run_cursor){.run = at->run + 1};
     }
-    return count * WIRE_RUN_BYTES;
+    return bytes;
 }
 
 /* Reads until there is something to be sent.  1, 0 when there is nothing more, -EAGAIN: later, or
@@ -553,7 +576,8 @@ static int send_part(struct part *part, struct round_task *task, struct link_bat
 {
     struct rounds *rounds = part->rounds;
     int64_t read = begin_part(part, task), unsent = 0;
-    while (read > 0 && part->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX) {
+    while (read > 0 && part->zero_runs + BATCH_PAGES <= ZERO_RUNS_MAX &&
+           part->zero_pages + BATCH_PAGES <= WIRE_LIST_PAGES_MAX) {
         if (unsent >= BREATH_PAGES && breathe(rounds) < 0)
             return -EAGAIN;
         read = draw_pages(part, task, batch);
@@ -567,7 +591,7 @@ static int send_part(struct part *part, struct round_task *task, struct link_bat
         draw_zeros(part, task, batch);
         return 1;
     }
-    if (read == 0 && part->copied < part->copies.count) {
+    if (read == 0 && part->copied.run < part->copies.count) {
         size_t bytes = put_runs(batch, &part->copies, &part->copied);
         space_add_copies(rounds->sender, part->stream, task_space(rounds, task), batch,
                          rounds->copies_of, batch->buf, bytes);
@@ -582,6 +606,7 @@ static int send_part(struct part *part, struct round_task *task, struct link_bat
 enum {
     SUMS_BYTES = LINK_BATCH_BYTES / 2,
     SUMS_PAGES = (LINK_BATCH_BYTES - SUMS_BYTES) / PAGE_BYTES,
+    SUMS_READS = WIRE_LIST_PAGES_MAX / SUMS_PAGES,
 };
 
 _Static_assert((int)SUMS_PAGES <= (int)WIRE_SUM_PAGES_MAX, "what is read at once has one digest");
@@ -617,7 +642,8 @@ static int sum_part(struct part *part, struct round_task *task, struct link_batc
 {
     size_t bytes = 0;
     ssize_t n = begin_part(part, task);
-    while (n > 0 && bytes + READ_RUNS_MAX * WIRE_SUM_BYTES <= SUMS_BYTES) {
+    for (int i = 0; n > 0 && i < SUMS_READS && bytes + READ_RUNS_MAX * WIRE_SUM_BYTES <= SUMS_BYTES;
+         i++) {
         n = sum_some(part, batch->buf + bytes, batch->buf + SUMS_BYTES);
         bytes += n > 0 ? (size_t)n : 0;
     }
@@ -684,11 +710,26 @@ static bool do_parts(struct part *part, struct link_batch *batch)
     return true;
 }
 
+/* Of shared memory, in a round.  As send_part(). */
+static int send_shared(struct part *part, struct link_batch *batch)
+{
+    struct rounds *rounds = part->rounds;
+    if (!rounds->shared || rounds->phase != SENDING)
+        return 0;
+    int r = shared_fill(rounds->shared, part->stream, batch, &rounds->stats.written_pages);
+    rounds->stats.bytes += batch->bytes;
+    account(rounds, batch->bytes);
+    return r == -EAGAIN && breathe(rounds) < 0 ? r : MAX(r, 0);
+}
+
 static bool send_some(struct part *part, struct link_batch *batch)
 {
     struct rounds *rounds = part->rounds;
     if (!may_leave(rounds))
         return false;
+    int r = send_shared(part, batch);
+    if (r != 0)
+        return r > 0;
     if (!do_parts(part, batch))
         return batch->frames > 0;
     if (rounds->phase == SENDING) {
@@ -787,8 +828,8 @@ static int check_hidden(const struct round_task *task, struct error *err)
 static int list_task(struct rounds *rounds, struct round_task *task, struct scan_table *table,
                      struct error *err)
 {
-    struct space *space =
-        sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, task->hidden);
+    struct space *space = sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner,
+                                       task->hidden ? SPACE_MAKE : SPACE_IF_BEGUN);
     if (!space && task->hidden)
         return error_set_errno(err, FAILURE_SYSTEM, errno, "the memory of process %d", task->pid);
     if (!space)
@@ -813,6 +854,8 @@ int rounds_list(struct rounds *rounds, struct scan_table *table, struct error *e
         if (list_task(rounds, rounds->tasks[i], table, err) < 0)
             return -1;
     }
+    if (rounds->shared)
+        shared_list(rounds->shared);
     rounds->current = 0;
     rounds->phase = CATCHING_UP;
     rounds->bytes_per_sec = 0; /* nobody is to stand still for long */
@@ -823,7 +866,8 @@ int rounds_list(struct rounds *rounds, struct scan_table *table, struct error *e
 /* From now on criu's pages may come. */
 static void keep_what_criu_sends(struct rounds *rounds, const struct round_task *task)
 {
-    struct space *space = sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, false);
+    struct space *space =
+        sender_space(rounds->sender, SPACE_TASK, (uint64_t)task->inner, SPACE_IF_BEGUN);
     if (space)
         space->keep_criu = rounds->will_verify;
 }
@@ -878,6 +922,20 @@ static bool rounds_fill(struct link_source *source, struct link_batch *batch)
     }
 }
 
+static int rounds_look_at_shared(struct rounds *rounds)
+{
+    int r = 0;
+    if (!rounds->shared)
+        return 0;
+    shared_look_begin(rounds->shared);
+    for (size_t i = 0; i < rounds->count && r == 0; i++) {
+        if (rounds->tasks[i]->seen)
+            r = shared_look(rounds->shared, rounds->tasks[i]->pid);
+    }
+    shared_look_end(rounds->shared);
+    return r;
+}
+
 int rounds_begin(struct rounds *rounds, struct error *err)
 {
     uint64_t now = now_usec();
@@ -889,12 +947,17 @@ int rounds_begin(struct rounds *rounds, struct error *err)
     stats->tasks = stats->skipped = stats->compared = 0;
     stats->written_pages = 0;
     rounds->began_usec = now;
+    r = rounds_look_at_shared(rounds);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "the shared memory of process %d",
+                               rounds->root);
     for (size_t i = 0; i < rounds->count; i++) {
         struct round_task *task = rounds->tasks[i];
         if (!task->seen)
             continue;
         task_scan(rounds, task);
-        if (task->runs.count > 0 && !task_space(rounds, task))
+        /* What the snapshot before has of it, this one has, although nothing was written. */
+        if ((task->runs.count > 0 || task->kept) && !task_space(rounds, task))
             return error_set_errno(err, FAILURE_SYSTEM, errno, "the memory of process %d",
                                    task->pid);
     }
@@ -921,6 +984,8 @@ struct rounds *rounds_door_close(struct rounds *rounds)
             link_source_remove(&rounds->parts[i].source);
             part_drop(&rounds->parts[i]);
         }
+        if (rounds->shared)
+            shared_leave(rounds->shared);
         rounds->sender = NULL;
         rounds->phase = IDLE;
     }
@@ -934,7 +999,11 @@ struct rounds *rounds_new(struct sender *sender, const struct rounds_request *re
     if (!rounds)
         return NULL;
     rounds->parts = calloc(sender->stream_count, sizeof(*rounds->parts));
-    if (!rounds->parts) {
+    if (request->shared)
+        rounds->shared = shared_new();
+    if (!rounds->parts || (request->shared && !rounds->shared)) {
+        shared_free(rounds->shared);
+        free(rounds->parts);
         free(rounds);
         return NULL;
     }
@@ -943,6 +1012,8 @@ struct rounds *rounds_new(struct sender *sender, const struct rounds_request *re
         rounds->parts[i].rounds = rounds;
         rounds->parts[i].stream = i;
     }
+    if (rounds->shared)
+        shared_join(rounds->shared, sender);
     rounds->sender = sender;
     rounds->root = request->root;
     rounds->bytes_per_sec = request->bytes_per_sec;
@@ -952,6 +1023,24 @@ struct rounds *rounds_new(struct sender *sender, const struct rounds_request *re
     rounds->user = user;
     sender->rounds = rounds;
     return rounds;
+}
+
+void rounds_join(struct rounds *rounds, struct sender *sender)
+{
+    for (size_t i = 0; i < rounds->count; i++) {
+        struct round_task *task = rounds->tasks[i];
+        task->kept = task->begun && is_followed(task);
+        task->begun = task->hidden = false;
+        page_runs_free(&task->list);
+        task->listed = (struct run_cursor){0};
+    }
+    rounds->stats.bytes = 0;
+    if (rounds->sender) /* that one is done with us, and need not be gone */
+        rounds->sender->rounds = rounds_door_close(rounds);
+    if (rounds->shared)
+        shared_join(rounds->shared, sender);
+    rounds->sender = sender;
+    sender->rounds = rounds;
 }
 
 struct rounds *rounds_free(struct rounds *rounds)
@@ -966,6 +1055,7 @@ struct rounds *rounds_free(struct rounds *rounds)
         task_let_go(rounds->tasks[i]);
         free(rounds->tasks[i]);
     }
+    shared_free(rounds->shared);
     free(rounds->tasks);
     free(rounds->parts);
     free(rounds);

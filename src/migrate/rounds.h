@@ -40,6 +40,7 @@ struct rounds_request {
     enum follow_kind kind;
     uint64_t bytes_per_sec; /* at most, while the tasks run; 0: no limit */
     bool verify;            /* rounds_verify() will be called */
+    bool shared;            /* shared memory is sent too; else it is criu's alone */
 };
 
 struct rounds_ops {
@@ -50,6 +51,13 @@ struct rounds_ops {
 /* Nothing is touched yet.  The sender outlives it.  NULL with errno set. */
 struct rounds *rounds_new(struct sender *sender, const struct rounds_request *request,
                           const struct rounds_ops *ops, void *user);
+
+/*
+ * The next snapshot, which is based on the one before: of that everything has come, up to the last
+ * round.  What has been written since is going to be sent through this sender, which has as many
+ * streams as the first.
+ */
+void rounds_join(struct rounds *rounds, struct sender *sender);
 
 /* Lets go of the tasks.  Takes NULL, returns NULL. */
 struct rounds *rounds_free(struct rounds *rounds);

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -127,6 +126,7 @@ static int sender_add_space(struct sender *sender, struct space *space)
     message.kind = space->kind == SPACE_TASK ? GODWIT__PB__SPACE_BEGIN__KIND__TASK
                                              : GODWIT__PB__SPACE_BEGIN__KIND__SHARED;
     message.id = space->id;
+    message.based = space->based;
     /* On every stream at once: this goes before whatever is drawn for it. */
     int r = 0;
     for (unsigned i = 0; i < sender->stream_count && r == 0; i++)
@@ -136,22 +136,29 @@ static int sender_add_space(struct sender *sender, struct space *space)
     return r;
 }
 
-struct space *sender_space(struct sender *sender, enum space_kind kind, uint64_t id, bool make)
+struct space *sender_space(struct sender *sender, enum space_kind kind, uint64_t id,
+                           enum space_want want)
 {
     struct space *space = space_find(sender, kind, id);
-    if (space || !make)
+    if (space || want == SPACE_IF_BEGUN)
         return space;
     space = calloc(1, sizeof(*space) + sender->stream_count * sizeof(struct item));
     if (!space)
         return NULL;
     space->kind = kind;
     space->id = id;
+    space->based = want == SPACE_BASED;
     int r = sender_add_space(sender, space);
     if (r < 0) {
         space_free(sender, space);
         return errno = -r, NULL;
     }
     return space;
+}
+
+int sender_add_based(struct sender *sender, enum space_kind kind, uint64_t id)
+{
+    return sender_space(sender, kind, id, SPACE_BASED) ? 0 : -errno;
 }
 
 /* Adds a frame of a space to a batch, and what is in it to the digest. */
@@ -426,8 +433,13 @@ static bool directory_fill(struct link_source *source, struct link_batch *batch)
     return true;
 }
 
-static int directory_add(struct directory_door *door, const char *name)
+/* Notes a file that is to be sent. */
+static int directory_add(int dirfd, const char *name, void *user)
 {
+    struct directory_door *door = user;
+    struct stat st;
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
+        return 0;
     char **grown = realloc(door->names, (door->count + 1) * sizeof(*grown));
     if (!grown)
         return -ENOMEM;
@@ -439,26 +451,6 @@ static int directory_add(struct directory_door *door, const char *name)
     return 0;
 }
 
-static int directory_list(struct directory_door *door)
-{
-    int copy = openat(door->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
-    if (!dir) {
-        close_fd(copy);
-        return -errno;
-    }
-    int r = 0;
-    struct dirent *entry;
-    while (r == 0 && (entry = readdir(dir))) {
-        struct stat st;
-        if (fstatat(door->dirfd, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-            S_ISREG(st.st_mode))
-            r = directory_add(door, entry->d_name);
-    }
-    closedir(dir);
-    return r;
-}
-
 int sender_open_directory(struct sender *sender, int dirfd)
 {
     struct directory_door *door = door_new(sender, sizeof(*door), dirfd);
@@ -466,7 +458,7 @@ int sender_open_directory(struct sender *sender, int dirfd)
         return -errno;
     *door = (struct directory_door){
         .source.fill = directory_fill, .sender = sender, .dirfd = dirfd, .fd = -EBADF};
-    int r = directory_list(door);
+    int r = directory_for_each(dirfd, directory_add, door);
     if (r < 0) {
         directory_door_free(door);
         return r;

@@ -39,11 +39,31 @@ const uint8_t *sender_token(const struct sender *sender);
  * SENDING has been entered, and before anything is opened; the link outlives ACKED or FAILED. */
 void sender_add_stream(struct sender *sender, struct link *link);
 
+/* Whose memory a space is. */
+enum space_kind { SPACE_TASK = 1, SPACE_SHARED };
+
+/* What a page door is told of the snapshot that its criu makes by itself. */
+struct page_door_ops {
+    /* Whether the snapshot that this one is based on has that. */
+    bool (*has_parent)(enum space_kind kind, uint64_t id, void *user);
+    /* criu asks whether there is a parent: a pre-dump. */
+    void (*is_pre_dump)(void *user);
+    /* criu has sent all, and waits for four bytes of status on the descriptor, which is the
+     * callee's from now on. */
+    void (*closed)(int fd, void *user);
+};
+
 /* The three doors.  -EPROTO when the sender takes no more: it is finishing, has failed, or the link
  * is gone.
  *
- * Serves criu's page-server connection, a stream socket, which is taken over. */
-int sender_open_page_door(struct sender *sender, int fd);
+ * Serves criu's page-server connection, a stream socket, which is taken over.  With ops all pages
+ * that criu tells of exist, and those that it leaves to the parent are there already; without,
+ * there is no parent, and criu is told at once that all is well. */
+int sender_open_page_door(struct sender *sender, int fd, const struct page_door_ops *ops,
+                          void *user);
+
+/* Begins a space as what the parent has.  0, or a negative errno. */
+int sender_add_based(struct sender *sender, enum space_kind kind, uint64_t id);
 
 /* Sends every file of a directory, one after the other.  The descriptor is taken over. */
 int sender_open_directory(struct sender *sender, int dirfd);

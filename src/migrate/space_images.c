@@ -148,13 +148,19 @@ static int write_with_map(const struct space_images *images, const struct lazy_a
 static int write_lazy(const struct space_images *images)
 {
     struct lazy_areas areas = {0};
-    int r = lazy_areas_read(images->imagefd, images->id, &areas);
+    int r = lazy_areas_read(images->imagefd, images->id, false, &areas);
     if (r == -ENOENT && shadow_pages(images->shadow) == 0)
         r = 0; /* a task that ended before the freeze, of which nothing is left */
     if (r == 0)
         r = write_with_map(images, &areas);
     lazy_areas_free(&areas);
     return r;
+}
+
+int space_images_write_pagemap(const struct space_images *images)
+{
+    struct space_writer writer = {.images = images};
+    return write_pagemap(&writer);
 }
 
 static int write_eager(const struct space_images *images)
@@ -165,8 +171,7 @@ static int write_eager(const struct space_images *images)
         snprintf(name, sizeof(name), "pages-%u.img", images->pages_id);
         r = shadow_sort(images->shadow, images->imagefd, name);
     }
-    struct space_writer writer = {.images = images};
-    return r < 0 ? r : write_pagemap(&writer);
+    return r < 0 ? r : space_images_write_pagemap(images);
 }
 
 int space_images_write(const struct space_images *images, bool lazy)

@@ -20,5 +20,9 @@ struct space_images {
     struct shadow *shadow;
 };
 
+/* What of that criu reads of a snapshot whose pages are put together later (store/chain.h): the
+ * pagemap.  0, or a negative errno. */
+int space_images_write_pagemap(const struct space_images *images);
+
 /* lazy: only for a task whose mm image is in the directory already.  0, or a negative errno. */
 int space_images_write(const struct space_images *images, bool lazy);

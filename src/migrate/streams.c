@@ -77,18 +77,6 @@ static int on_control(struct link *link, const struct frame *frame, const uint8_
     return 0;
 }
 
-static int on_bulk_place(struct link *link, const struct frame *frame, uint32_t done,
-                         void **ret_place, size_t *ret_length, void *user, struct error *err)
-{
-    (void)link;
-    (void)done;
-    (void)ret_place;
-    (void)ret_length;
-    (void)user;
-    return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to a source",
-                     frame_name(frame->type));
-}
-
 static void on_down(struct link *link, const struct error *err, void *user)
 {
     (void)link;
@@ -100,9 +88,9 @@ static void on_down(struct link *link, const struct error *err, void *user)
 }
 
 static const struct link_ops link_ops = {
+    .peer = SENT_BY_CACHE,
     .up = on_up,
     .control = on_control,
-    .bulk_place = on_bulk_place,
     .down = on_down,
 };
 

@@ -243,8 +243,10 @@ static enum kernel try_kernel(void)
 static enum kernel know_kernel(void)
 {
     static enum kernel kernel;
-    if (kernel == KERNEL_REFUSES)
+    static bool tried;
+    if (!tried)
         kernel = try_kernel();
+    tried = true;
     return kernel;
 }
 

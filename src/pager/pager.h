@@ -15,6 +15,8 @@
  */
 #include "base/error.h"
 
+#define PAGER_STATE_NAME "fill"
+
 enum pager_phase {
     PAGER_WAITING, /* for criu's hand-off */
     PAGER_FILLING,
@@ -34,14 +36,14 @@ struct pager_view {
 };
 
 /* Whether this kernel lets us (root) fill the memory of others as criu restore --lazy-pages wants
- * it.  The first time it takes some milliseconds, and a child. */
+ * it.  It is tried once, by a child, in some milliseconds. */
 bool pager_is_possible(void);
 
 /*
  * Starts it, detached: it listens in WORKDIR/lazy-pages.socket (criu's -W), which is unlinked when
  * criu has connected.  imagefd: the directory with the maps and spaces.  For a caller with one
- * thread.  Its state is a file `fill` in dirfd, locked while any of it lives; one of a pager that
- * has ended is replaced.  0, or -1 with *err.
+ * thread.  Its state is a file PAGER_STATE_NAME in dirfd, locked while any of it lives; one of a
+ * pager that has ended is replaced.  0, or -1 with *err.
  */
 int pager_start(int dirfd, int imagefd, const char *workdir, struct error *err);
 

@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "base/hidden.h"
+
 #define PIECE_BYTES MIB(2)
 
 #ifndef MADV_POPULATE_READ
@@ -38,6 +40,7 @@ static int space_open(struct space *space, uint32_t number, int fd)
     void *bytes = mmap(NULL, space->length, PROT_READ, MAP_SHARED, fd, 0);
     if (bytes == MAP_FAILED)
         return -errno;
+    hidden_from_dumps(bytes, space->length);
     space->bytes = bytes;
     return 0;
 }
@@ -49,10 +52,11 @@ int spaces_get(struct spaces *spaces, uint32_t number, int fd, struct space **re
         space = space->next;
     if (!space) {
         space = malloc(sizeof(*space));
-        int r = space ? space_open(space, number, fd) : -ENOMEM;
+        if (!space)
+            return -ENOMEM;
+        int r = space_open(space, number, fd);
         if (r < 0) {
-            if (space)
-                space_free(space);
+            space_free(space);
             return r;
         }
         space->next = spaces->first;

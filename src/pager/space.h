@@ -6,6 +6,12 @@
  */
 #include "base/util.h"
 
+struct piece {
+    uint32_t lacking;
+    bool wanted; /* a map speaks of it: only such pieces are ours to give back */
+    bool returned;
+};
+
 struct space {
     struct space *next;
     unsigned users;
@@ -13,11 +19,7 @@ struct space {
     int fd; /* borrowed from the book */
     const uint8_t *bytes;
     uint64_t length;
-    struct piece {
-        uint32_t lacking;
-        bool wanted; /* a map speaks of it: only such pieces are ours to give back */
-        bool returned;
-    } * pieces;
+    struct piece *pieces;
 };
 
 struct spaces {

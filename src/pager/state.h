@@ -6,7 +6,6 @@
 
 #include "pager/pager.h"
 
-#define PAGER_STATE_NAME "fill"
 #define PAGER_STATE_MAGIC "godwitS\1"
 
 struct pager_state {

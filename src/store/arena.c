@@ -2,7 +2,11 @@
 #include "store/arena.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "base/hidden.h"
 
 #define ROOM_MIN KIB(4)
 #define ROOM_STEP_MAX MIB(32)
@@ -27,6 +31,24 @@ int arena_create(struct arena *arena, int dirfd, const char *name, struct budget
     if (fd < 0)
         return -errno;
     *arena = (struct arena){.budget = budget, .fd = fd};
+    return 0;
+}
+
+int arena_extend(struct arena *arena, int dirfd, const char *name, struct budget *budget)
+{
+    struct stat st;
+    _cleanup_close_ int fd = openat(dirfd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return -errno;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+        return errno == EWOULDBLOCK ? -EBUSY : -errno;
+    uint64_t size = (uint64_t)st.st_size;
+    *arena = (struct arena){.budget = budget,
+                            .fd = TAKE_FD(fd),
+                            .extends = true,
+                            .base = size,
+                            .filled = size,
+                            .room = size};
     return 0;
 }
 
@@ -91,6 +113,9 @@ int arena_at(const struct arena *arena, struct arena_window *window, uint64_t of
             mmap(NULL, WINDOW_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd, (off_t)start);
         if (at == MAP_FAILED)
             return -errno;
+        /* A child that lives long would keep the memory of snapshots that are gone. */
+        madvise(at, WINDOW_BYTES, MADV_DONTFORK);
+        hidden_from_dumps(at, WINDOW_BYTES);
         window->at = at;
         window->start = start;
     }
@@ -111,10 +136,10 @@ int arena_seal(struct arena *arena)
 
 int arena_hand_over(struct arena *arena, uint64_t *charge)
 {
-    int r = arena_seal(arena);
+    int r = arena->fd < 0 ? 0 : arena_seal(arena);
     if (r < 0)
         return r;
-    *charge += arena->room;
+    *charge += arena->room - arena->base;
     *arena = (struct arena){.fd = -EBADF};
     return 0;
 }
@@ -123,7 +148,10 @@ void arena_drop(struct arena *arena)
 {
     if (!arena->budget)
         return;
+    /* What cannot be cut off is nobody's, and goes when the file is looked through (chain.h). */
+    if (arena->fd >= 0 && arena->extends)
+        (void)!ftruncate(arena->fd, (off_t)arena->base);
     close_fd(arena->fd);
-    budget_refund(arena->budget, arena->room);
+    budget_refund(arena->budget, arena->room - arena->base);
     *arena = (struct arena){.fd = -EBADF};
 }

@@ -29,8 +29,10 @@ void budget_refund(struct budget *budget, uint64_t bytes);
 struct arena {
     struct budget *budget;
     int fd;          /* -EBADF once sealed or dropped */
-    uint64_t filled; /* bytes handed out by arena_append */
-    uint64_t room;   /* bytes charged; the file's length until it is sealed */
+    bool extends;    /* a file that others read, which is as long as |base| without us */
+    uint64_t base;   /* bytes that were there before, and are not charged here */
+    uint64_t filled; /* end of the bytes handed out by arena_append */
+    uint64_t room;   /* bytes charged, and the base; the file's length until it is sealed */
 };
 
 /* A part of an arena that is mapped, for one who fills it: several may be at it.  Begins zeroed. */
@@ -41,6 +43,12 @@ struct arena_window {
 
 /* Creates the file `name` in dirfd; it must not exist.  0, or a negative errno. */
 int arena_create(struct arena *arena, int dirfd, const char *name, struct budget *budget);
+
+/*
+ * Opens a file that is there, to append to it what can be taken back as long as it is not sealed.
+ * 0; -EBUSY: somebody else appends to it; or another negative errno.
+ */
+int arena_extend(struct arena *arena, int dirfd, const char *name, struct budget *budget);
 
 /* Hands out the next |bytes| of the file.  0 with *ret_offset, -EDQUOT over the budget, or another
  * negative errno. */
@@ -63,5 +71,6 @@ int arena_seal(struct arena *arena);
  * or a negative errno and it is as before. */
 int arena_hand_over(struct arena *arena, uint64_t *charge);
 
-/* Gives everything back but the file's name.  Works on a zeroed arena too. */
+/* Gives everything back but the file's name, and in a file of others what was appended.  Works on a
+ * zeroed arena too. */
 void arena_drop(struct arena *arena);

@@ -39,6 +39,18 @@ static void bit_set(uint64_t *bits, unsigned i, bool value)
     bits[i / 64] = value ? bits[i / 64] | mask : bits[i / 64] & ~mask;
 }
 
+/* The first bit from |i| on that is set; CHUNK_PAGES: none is. */
+static unsigned bit_next(const uint64_t *bits, unsigned i)
+{
+    while (i < CHUNK_PAGES) {
+        uint64_t rest = bits[i / 64] >> (i % 64);
+        if (rest)
+            return i + (unsigned)__builtin_ctzll(rest);
+        i = (i / 64 + 1) * 64;
+    }
+    return CHUNK_PAGES;
+}
+
 struct shadow *shadow_new(struct arena *arena)
 {
     struct shadow *shadow = calloc(1, sizeof(*shadow));
@@ -148,6 +160,24 @@ static void chunk_arrive(struct shadow *shadow, struct chunk *chunk, unsigned i,
     chunk->round[i] = shadow->round;
 }
 
+int shadow_inherit(struct shadow *shadow, const struct shadow_run *run)
+{
+    uint64_t last = (run->offset >> PAGE_SHIFT) + run->pages - 1;
+    if (!are_addresses(run->vaddr, run->pages) || run->offset % PAGE_BYTES || last > UINT32_MAX)
+        return -EINVAL;
+    for (uint64_t n = 0; n < run->pages; n++) {
+        int r = 0;
+        uint64_t vaddr = run->vaddr + n * PAGE_BYTES;
+        struct chunk *chunk = shadow_chunk(shadow, vaddr, &r);
+        if (!chunk)
+            return r;
+        unsigned i = (unsigned)(vaddr % CHUNK_BYTES >> PAGE_SHIFT);
+        chunk_arrive(shadow, chunk, i, run->lazy ? SHADOW_LAZY : 0);
+        chunk->where[i] = (uint32_t)((run->offset >> PAGE_SHIFT) + n);
+    }
+    return 0;
+}
+
 int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, unsigned flags,
                  struct shadow_run *ret)
 {
@@ -241,6 +271,7 @@ uint64_t shadow_drop_unlisted(struct shadow *shadow)
             missing += (unsigned)__builtin_popcountll(chunk->listed[w] & ~known);
             shadow->pages -= (unsigned)__builtin_popcountll(chunk->present[w] & ~chunk->listed[w]);
             chunk->present[w] &= chunk->listed[w];
+            chunk->zero[w] &= chunk->listed[w];
         }
     }
     return missing;
@@ -267,8 +298,7 @@ bool shadow_next_run(const struct shadow *shadow, uint64_t vaddr, struct shadow_
         const struct chunk *chunk = shadow->chunks[at];
         if (chunk->vaddr < vaddr)
             first = (unsigned)((vaddr - chunk->vaddr + PAGE_BYTES - 1) >> PAGE_SHIFT);
-        while (first < CHUNK_PAGES && !bit_get(chunk->present, first))
-            first++;
+        first = bit_next(chunk->present, first);
         if (first < CHUNK_PAGES)
             break;
     }
@@ -289,6 +319,26 @@ bool shadow_next_run(const struct shadow *shadow, uint64_t vaddr, struct shadow_
     }
     *ret = run;
     return true;
+}
+
+bool shadow_next_zeros(const struct shadow *shadow, uint64_t vaddr, uint64_t *ret_vaddr,
+                       uint64_t *ret_pages)
+{
+    for (size_t c = shadow_seek(shadow, vaddr); c < shadow->count; c++) {
+        const struct chunk *chunk = shadow->chunks[c];
+        unsigned first =
+            vaddr > chunk->vaddr ? (unsigned)((vaddr - chunk->vaddr) >> PAGE_SHIFT) : 0;
+        first = bit_next(chunk->zero, first);
+        unsigned end = first;
+        while (end < CHUNK_PAGES && bit_get(chunk->zero, end))
+            end++;
+        if (end == first)
+            continue;
+        *ret_vaddr = chunk->vaddr + (uint64_t)first * PAGE_BYTES;
+        *ret_pages = end - first;
+        return true;
+    }
+    return false;
 }
 
 int shadow_find(const struct shadow *shadow, uint64_t vaddr, uint64_t *ret_offset)
@@ -353,12 +403,11 @@ static void shadow_renumber(struct shadow *shadow)
 {
     uint32_t next = 0;
     for (size_t c = 0; c < shadow->count; c++) {
-        for (unsigned i = 0; i < CHUNK_PAGES; i++) {
-            bool present = bit_get(shadow->chunks[c]->present, i);
-            if (present)
-                shadow->chunks[c]->where[i] = next++;
-            bit_set(shadow->chunks[c]->placed, i, present);
-        }
+        struct chunk *chunk = shadow->chunks[c];
+        for (unsigned i = bit_next(chunk->present, 0); i < CHUNK_PAGES;
+             i = bit_next(chunk->present, i + 1))
+            chunk->where[i] = next++;
+        memcpy(chunk->placed, chunk->present, sizeof(chunk->placed));
     }
 }
 

@@ -59,6 +59,13 @@ struct shadow *shadow_free(struct shadow *shadow);
 int shadow_place(struct shadow *shadow, uint64_t vaddr, uint64_t pages, unsigned flags,
                  struct shadow_run *ret);
 
+/*
+ * Takes pages over that lie in the arena already, as what an earlier snapshot has: they are as if
+ * they had arrived, but one that arrives again gets a place of its own, and the old one is left
+ * alone.  0, -EDQUOT, -EINVAL, or another negative errno.
+ */
+int shadow_inherit(struct shadow *shadow, const struct shadow_run *run);
+
 /* Pages that are full of zeros from now on, and pages that exist in the end.  Errors as above; some
  * may have been taken then. */
 int shadow_zero(struct shadow *shadow, uint64_t vaddr, uint64_t pages);
@@ -75,6 +82,11 @@ uint64_t shadow_drop_unlisted(struct shadow *shadow);
  * together in the arena.  False when there is none.
  */
 bool shadow_next_run(const struct shadow *shadow, uint64_t vaddr, struct shadow_run *ret);
+
+/* The first run at or above vaddr of pages that are known to be full of zeros.  False when there is
+ * none. */
+bool shadow_next_zeros(const struct shadow *shadow, uint64_t vaddr, uint64_t *ret_vaddr,
+                       uint64_t *ret_pages);
 
 /* What is known of one page: 1 and its place in the arena, 0: it is full of zeros, -ENODATA:
  * nothing. */

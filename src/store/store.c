@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/io.h"
+#include "store/chain.h"
 
 enum {
     SNAPSHOTS_MAX = 1000,       /* two descriptors each */
@@ -22,7 +23,6 @@ enum {
 struct store {
     char *path;
     int dirfd;
-    bool mounted;
     struct budget budget;
     struct snapshot *first;
     unsigned count;
@@ -31,10 +31,11 @@ struct store {
 /* ---- names of states, as they are shown and written down ---- */
 
 static const char *const state_names[] = {
-    [SNAPSHOT_RECEIVING] = "receiving", [SNAPSHOT_HELD] = "held",
-    [SNAPSHOT_READY] = "ready",         [SNAPSHOT_RESTORING] = "restoring",
-    [SNAPSHOT_DOUBT] = "in-doubt",      [SNAPSHOT_PREPARED] = "prepared",
-    [SNAPSHOT_STARTED] = "started",     [SNAPSHOT_RESTORED] = "restored",
+    [SNAPSHOT_RECEIVING] = "receiving",   [SNAPSHOT_HELD] = "held",
+    [SNAPSHOT_READY] = "ready",           [SNAPSHOT_RESTORING] = "restoring",
+    [SNAPSHOT_DOUBT] = "in-doubt",        [SNAPSHOT_PREPARED] = "prepared",
+    [SNAPSHOT_STARTED] = "started",       [SNAPSHOT_RESTORED] = "restored",
+    [SNAPSHOT_PRE_DUMPED] = "pre-dumped",
 };
 
 const char *snapshot_state_name(enum snapshot_state state)
@@ -44,7 +45,14 @@ const char *snapshot_state_name(enum snapshot_state state)
 
 const char *snapshot_shown_state(const struct snapshot *snapshot)
 {
+    if (snapshot->spent)
+        return snapshot_state_name(SNAPSHOT_RESTORED);
     return snapshot->filling ? "filling" : snapshot_state_name(snapshot->state);
+}
+
+bool snapshot_spools(const struct snapshot *snapshot)
+{
+    return snapshot->spool == SPOOL_WAITING || snapshot->spool == SPOOL_WRITING;
 }
 
 /* What a state means to a cache that was not there when it was written down. */
@@ -67,6 +75,7 @@ static int state_after_restart(const char *name, enum snapshot_state *ret)
         case SNAPSHOT_PREPARED:
         case SNAPSHOT_STARTED:
         case SNAPSHOT_RESTORED:
+        case SNAPSHOT_PRE_DUMPED:
             *ret = (enum snapshot_state)i;
             return 0;
         }
@@ -76,46 +85,26 @@ static int state_after_restart(const char *name, enum snapshot_state *ret)
 
 /* ---- directories ---- */
 
+static void empty_directory(int dirfd);
+
+static int remove_entry(int dirfd, const char *name, void *user)
+{
+    (void)user;
+    if (unlinkat(dirfd, name, 0) == 0)
+        return 0;
+    int sub = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (sub >= 0) {
+        empty_directory(sub);
+        close_fd(sub);
+        unlinkat(dirfd, name, AT_REMOVEDIR);
+    }
+    return 0;
+}
+
 /* Removes what is in a directory, and what is in the directories in it. */
 static void empty_directory(int dirfd)
 {
-    int copy = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
-    if (!dir) {
-        close_fd(copy);
-        return;
-    }
-    struct dirent *entry;
-    while ((entry = readdir(dir))) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        if (unlinkat(dirfd, entry->d_name, 0) == 0)
-            continue;
-        int sub = openat(dirfd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (sub >= 0) {
-            empty_directory(sub);
-            close_fd(sub);
-            unlinkat(dirfd, entry->d_name, AT_REMOVEDIR);
-        }
-    }
-    closedir(dir);
-}
-
-/* Whether a directory certainly holds nothing. */
-static bool is_empty_directory(int dirfd)
-{
-    int copy = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
-    if (!dir) {
-        close_fd(copy);
-        return false;
-    }
-    bool empty = true;
-    struct dirent *entry;
-    while (empty && (entry = readdir(dir)))
-        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
-    closedir(dir);
-    return empty;
+    directory_for_each(dirfd, remove_entry, NULL);
 }
 
 static int make_directory_at(int dirfd, const char *name)
@@ -155,6 +144,10 @@ static struct snapshot *snapshot_free(struct snapshot *snapshot)
         return NULL;
     close_fd(snapshot->dirfd);
     close_fd(snapshot->imagefd);
+    close_fd(snapshot->memoryfd);
+    free(snapshot->files);
+    free(snapshot->spool_error);
+    free(snapshot->parent);
     free(snapshot->id);
     free(snapshot->command);
     free(snapshot->host);
@@ -176,11 +169,13 @@ static struct snapshot *snapshot_new(struct store *store, const char *id)
         .fallback = SNAPSHOT_READY,
         .command = strdup(""),
         .host = strdup(""),
+        .parent = strdup(""),
+        .memoryfd = -EBADF,
         .dirfd = -EBADF,
         .imagefd = -EBADF,
         .created_usec = now_usec(),
     };
-    if (!snapshot->id || !snapshot->command || !snapshot->host)
+    if (!snapshot->id || !snapshot->command || !snapshot->host || !snapshot->parent)
         return snapshot_free(snapshot);
     return snapshot;
 }
@@ -238,8 +233,13 @@ static void snapshot_print_about(const struct snapshot *snapshot, FILE *out)
             snapshot_state_name(snapshot->state), snapshot_state_name(snapshot->fallback),
             snapshot->kept, snapshot->pid, (unsigned long long)snapshot->nonce);
     fprintf(out, "charge=%llu\nbytes=%llu\nimages=%u\nhost=%s\ncommand=%s\n",
-            (unsigned long long)snapshot->charge, (unsigned long long)snapshot->bytes,
-            snapshot->images, snapshot->host, snapshot->command);
+            (unsigned long long)(snapshot->charge - snapshot->flat_bytes),
+            (unsigned long long)snapshot->bytes, snapshot->images, snapshot->host,
+            snapshot->command);
+    fprintf(out, "spooled=%d\nspent=%d\n", snapshot->spool == SPOOL_WRITTEN, snapshot->spent);
+    if (snapshot->chain)
+        fprintf(out, "chain=%llu\nparent=%s\nmoved=%d\n", (unsigned long long)snapshot->chain,
+                snapshot->parent, snapshot->moved);
     if (!snapshot->restore)
         return;
     fprintf(out, "restore=1\nlazy=%d\nsettled=%d\ntold_prepared=%d\ntoken=%llu\n", snapshot->lazy,
@@ -259,8 +259,8 @@ static int snapshot_write_about(const struct snapshot *snapshot)
     bool whole = !ferror(out);
     if (fclose(out) != 0 || !whole || length >= ABOUT_MAX - 1)
         return -EMSGSIZE;
-    _cleanup_close_ int fd =
-        openat(snapshot->dirfd, "about.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    _cleanup_close_ int fd = openat(snapshot->dirfd, "about.new",
+                                    O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return -errno;
     int r = write_all(fd, text, (size_t)length);
@@ -318,6 +318,7 @@ struct snapshot *snapshot_remove(struct snapshot *snapshot)
     if (!snapshot)
         return NULL;
     struct store *store = snapshot->store;
+    chain_leave(snapshot);
     struct snapshot **at = &store->first;
     while (*at && *at != snapshot)
         at = &(*at)->next;
@@ -331,9 +332,9 @@ struct snapshot *snapshot_remove(struct snapshot *snapshot)
     return snapshot_free(snapshot);
 }
 
-int snapshot_path(const struct snapshot *snapshot, char *buf, size_t size)
+int snapshot_path(const struct snapshot *snapshot, const char *which, char *buf, size_t size)
 {
-    int n = snprintf(buf, size, "%s/%s/images", snapshot->store->path, snapshot->id);
+    int n = snprintf(buf, size, "%s/%s/%s", snapshot->store->path, snapshot->id, which);
     return n < (int)size ? 0 : -ENAMETOOLONG;
 }
 
@@ -364,6 +365,8 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         return replace_string(&snapshot->host, value);
     if (strcmp(line, "command") == 0)
         return replace_string(&snapshot->command, value);
+    if (strcmp(line, "parent") == 0)
+        return replace_string(&snapshot->parent, value);
     if (strcmp(line, "option") == 0)
         return snapshot_add_option(snapshot, value);
     if (parse_number(value, UINT64_MAX, &number) < 0)
@@ -372,6 +375,10 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         snapshot->pid = (uint32_t)number;
     else if (strcmp(line, "nonce") == 0)
         snapshot->nonce = number;
+    else if (strcmp(line, "chain") == 0)
+        snapshot->chain = number;
+    else if (strcmp(line, "moved") == 0)
+        snapshot->moved = number;
     else if (strcmp(line, "charge") == 0)
         snapshot->charge = number;
     else if (strcmp(line, "bytes") == 0)
@@ -380,6 +387,10 @@ static int snapshot_take_line(struct snapshot *snapshot, char *line)
         snapshot->images = (uint32_t)number;
     else if (strcmp(line, "kept") == 0)
         snapshot->kept = number;
+    else if (strcmp(line, "spooled") == 0)
+        snapshot->spool = number ? SPOOL_WRITTEN : SPOOL_NONE;
+    else if (strcmp(line, "spent") == 0)
+        snapshot->spent = number;
     else if (strcmp(line, "restore") == 0)
         snapshot->restore = number;
     else if (strcmp(line, "lazy") == 0)
@@ -415,7 +426,8 @@ static int snapshot_read_about(struct snapshot *snapshot)
     /* The hook of a criu that restores it cannot reach us, so it will not let it run. */
     if (snapshot->state == SNAPSHOT_RESTORING)
         snapshot->state = snapshot->fallback;
-    return snapshot->state == SNAPSHOT_RECEIVING ? -EINVAL : 0;
+    return snapshot->state == SNAPSHOT_RECEIVING || snapshot->state == SNAPSHOT_RESTORING ? -EINVAL
+                                                                                          : 0;
 }
 
 static int store_load_one(struct store *store, const char *id)
@@ -427,12 +439,16 @@ static int store_load_one(struct store *store, const char *id)
     snapshot->dirfd = openat(store->dirfd, id, flags);
     snapshot->imagefd = snapshot->dirfd < 0 ? -EBADF : openat(snapshot->dirfd, "images", flags);
     int r = snapshot->imagefd < 0 ? -errno : snapshot_read_about(snapshot);
+    if (r == 0 && snapshot->chain) {
+        snapshot->memoryfd = openat(snapshot->dirfd, "memory", flags);
+        r = snapshot->memoryfd < 0 ? -EBADMSG : 0;
+    }
     if (r < 0) {
         snapshot_free(snapshot);
         return r;
     }
     /* Over the limit or not, what is here is here. */
-    if (snapshot->state != SNAPSHOT_RESTORED)
+    if (snapshot->state != SNAPSHOT_RESTORED && !snapshot->chain)
         snapshot->charge = MAX(snapshot->charge, snapshot->bytes);
     store->budget.used += snapshot->charge;
     store_add(store, snapshot);
@@ -472,6 +488,8 @@ static int store_load(struct store *store, struct error *err)
         unlinkat(store->dirfd, entry->d_name, fd >= 0 ? AT_REMOVEDIR : 0);
     }
     closedir(dir);
+    if (r == 0)
+        chains_load(store);
     return r < 0 ? -1 : 0;
 }
 
@@ -499,49 +517,68 @@ void store_peek(const char *path, void (*each)(const struct snapshot *snapshot, 
 
 /* ---- the store ---- */
 
-struct store *store_open(const char *path, bool mount, uint64_t limit_bytes, struct error *err)
+/* A descriptor of the directory, which is made if missing, or -1 with *err set. */
+static int store_directory(const char *path, struct error *err)
+{
+    int r = mkdir(path, 0700) < 0 && errno != EEXIST ? -errno : 0;
+    int fd = r < 0 ? r : open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (r == 0 && fd < 0)
+        r = -errno;
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "the store at %s", path) : fd;
+}
+
+int store_mount(const char *path, struct error *err)
+{
+    int fd = store_directory(path, err);
+    if (fd < 0 || is_mount_point(path))
+        return fd;
+    close_fd(fd);
+    int r = mount_tmpfs(path);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "the store at %s", path)
+                 : store_directory(path, err);
+}
+
+/* Not by a list of snapshots: what could not be taken over is in the directory only. */
+void store_unmount(const char *path, int dirfd)
+{
+    if (directory_is_empty(dirfd) != 1)
+        return;
+    umount2(path, MNT_DETACH);
+    rmdir(path);
+}
+
+struct store *store_open_at(const char *path, int dirfd, uint64_t limit_bytes, struct error *err)
 {
     struct store *store = calloc(1, sizeof(*store));
-    if (!store)
+    if (!store) {
+        close_fd(dirfd);
+        error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "the store at %s", path);
         return NULL;
-    store->dirfd = -EBADF;
+    }
+    store->dirfd = dirfd;
     store->budget.limit = limit_bytes;
     store->path = strdup(path);
-    int r = 0;
-    if (mkdir(path, 0700) < 0 && errno != EEXIST)
-        r = -errno;
-    if (r == 0 && mount && !is_mount_point(path))
-        r = mount_tmpfs(path);
-    store->mounted = mount && r == 0;
-    if (r == 0) {
-        store->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        r = store->dirfd < 0 ? -errno : 0;
-    }
-    if (r == 0 && store_load(store, err) < 0)
-        return store_close(store);
-    if (r < 0) {
-        error_set_errno(err, FAILURE_SYSTEM, r, "the store at %s", path);
-        return store_close(store);
-    }
-    return store;
+    int r = store->path ? store_load(store, err)
+                        : error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "the store at %s", path);
+    return r < 0 ? store_close(store) : store;
+}
+
+struct store *store_open(const char *path, uint64_t limit_bytes, struct error *err)
+{
+    int fd = store_directory(path, err);
+    return fd < 0 ? NULL : store_open_at(path, fd, limit_bytes, err);
 }
 
 struct store *store_close(struct store *store)
 {
     if (!store)
         return NULL;
-    /* Not by the list: what could not be taken over is in the directory only. */
-    bool empty = store->dirfd >= 0 && is_empty_directory(store->dirfd);
     while (store->first) {
         struct snapshot *snapshot = store->first;
         store->first = snapshot->next;
         snapshot_free(snapshot);
     }
     close_fd(store->dirfd);
-    if (store->mounted && empty) {
-        umount2(store->path, MNT_DETACH);
-        rmdir(store->path);
-    }
     free(store->path);
     free(store);
     return NULL;

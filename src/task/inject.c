@@ -12,6 +12,7 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 
+#include "base/passing.h"
 #include "task/memory.h"
 #include "task/task.h"
 
@@ -270,19 +271,7 @@ static _Noreturn void help(struct stopped *thread, int pidfd, bool has_filter, i
         strncpy(answer.step, step, sizeof(answer.step) - 1);
     }
     struct iovec iov = {&answer, sizeof(answer)};
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (fd >= 0) {
-        message.msg_control = &control;
-        message.msg_controllen = sizeof(control);
-        control.header = (struct cmsghdr){
-            .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
-        memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-    }
-    sendmsg(socket, &message, MSG_NOSIGNAL);
+    send_passing(socket, &iov, 1, &fd, fd >= 0);
     _exit(0);
 }
 
@@ -290,28 +279,14 @@ static _Noreturn void help(struct stopped *thread, int pidfd, bool has_filter, i
 static int take_answer(int socket, struct answer *answer)
 {
     struct iovec iov = {answer, sizeof(*answer)};
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct msghdr message = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof(control)};
-    ssize_t n;
-    do {
-        n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-    } while (n < 0 && errno == EINTR);
-    if (n != sizeof(*answer))
+    struct passed passed;
+    ssize_t n = receive_passed(socket, 0, &iov, 1, &passed);
+    int fd = n < 0 ? -EBADF : passed_take_first(&passed);
+    if (n != sizeof(*answer) || (fd < 0 && !answer->error_number)) {
+        close_fd(fd);
         return -EIO;
-    if (answer->error_number)
-        return -answer->error_number;
-    const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    int fd;
-    if (!header || header->cmsg_type != SCM_RIGHTS)
-        return -EIO;
-    memcpy(&fd, CMSG_DATA(header), sizeof(fd));
-    return fd;
+    }
+    return answer->error_number ? -answer->error_number : fd;
 }
 
 /* Has a child do it. */

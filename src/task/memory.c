@@ -40,6 +40,18 @@ static bool parse_area(const char *line, struct memory_area *ret)
     return true;
 }
 
+/*
+ * The file is read in pieces, and an area that has grown downwards between two of them is told with
+ * pages that were told before.  Only what is above those counts: whoever reads a page twice gets
+ * two contents of it, and cannot tell which is the later one at the destination.
+ */
+static bool has_more(const struct memory_map *map, struct memory_area *area)
+{
+    if (map->count > 0)
+        area->start = MAX(area->start, map->areas[map->count - 1].end);
+    return area->start < area->end;
+}
+
 int memory_map_read(pid_t pid, struct memory_map *ret)
 {
     char path[32], *line = NULL;
@@ -60,7 +72,7 @@ int memory_map_read(pid_t pid, struct memory_map *ret)
             }
             ret->areas = grown;
         }
-        if (parse_area(line, &ret->areas[ret->count]))
+        if (parse_area(line, &ret->areas[ret->count]) && has_more(ret, &ret->areas[ret->count]))
             ret->count++;
     }
     free(line);

@@ -24,12 +24,12 @@ struct memory_area {
 };
 
 struct memory_map {
-    struct memory_area *areas; /* ascending */
+    struct memory_area *areas; /* ascending; no two have a page in common */
     size_t count;
 };
 
-/* Reads /proc/PID/maps.  0, to be freed, or a negative errno (-ESRCH: no such process, or it has no
- * memory any more). */
+/* Reads /proc/PID/maps, which may be changing.  0, to be freed, or a negative errno (-ESRCH: no
+ * such process, or it has no memory any more). */
 int memory_map_read(pid_t pid, struct memory_map *ret);
 void memory_map_free(struct memory_map *map);
 

@@ -10,8 +10,9 @@ enum { CHUNK_PAGES = 512 };
 
 struct hash_chunk {
     uint64_t start;
-    uint64_t *hashes; /* CHUNK_PAGES of them; 0: not sent yet */
-    bool used;        /* since page_hashes_begin() */
+    uint64_t *hashes;                /* CHUNK_PAGES of them; see hash_of() */
+    uint64_t told[CHUNK_PAGES / 64]; /* a bit each: see page_hashes_tell() */
+    bool used;                       /* since page_hashes_begin() */
 };
 
 void page_hashes_begin(struct page_hashes *hashes)
@@ -80,14 +81,49 @@ static struct hash_chunk *get_chunk(struct page_hashes *hashes, uint64_t start)
     return add_chunk(hashes, hashes->last, start);
 }
 
+/* 0 is for those that were not sent. */
+static uint64_t hash_of(const struct page_hashes *hashes, bool anonymous, const void *page)
+{
+    uint64_t hash = XXH3_64bits_withSeed(page, PAGE_BYTES, hashes->seed + anonymous);
+    return hash + (hash == 0);
+}
+
+bool page_hashes_same(const struct page_hashes *hashes, uint64_t vaddr, bool anonymous,
+                      const void *page)
+{
+    uint64_t number = vaddr / PAGE_BYTES % CHUNK_PAGES, start = vaddr - number * PAGE_BYTES;
+    size_t at = find_place(hashes, start);
+    return has_chunk(hashes, at, start) &&
+           hashes->chunks[at].hashes[number] == hash_of(hashes, anonymous, page);
+}
+
+void page_hashes_tell(struct page_hashes *hashes, uint64_t vaddr)
+{
+    uint64_t number = vaddr / PAGE_BYTES % CHUNK_PAGES, start = vaddr - number * PAGE_BYTES;
+    size_t at = find_place(hashes, start);
+    if (has_chunk(hashes, at, start))
+        hashes->chunks[at].told[number / 64] |= 1ull << number % 64;
+}
+
+void page_hashes_keep_told(struct page_hashes *hashes)
+{
+    for (size_t i = 0; i < hashes->count; i++) {
+        struct hash_chunk *chunk = &hashes->chunks[i];
+        for (size_t page = 0; page < CHUNK_PAGES; page++) {
+            if (!(chunk->told[page / 64] >> page % 64 & 1))
+                chunk->hashes[page] = 0;
+        }
+        memset(chunk->told, 0, sizeof(chunk->told));
+    }
+}
+
 bool page_hashes_note(struct page_hashes *hashes, uint64_t vaddr, bool anonymous, const void *page)
 {
     uint64_t number = vaddr / PAGE_BYTES % CHUNK_PAGES;
     struct hash_chunk *chunk = get_chunk(hashes, vaddr - number * PAGE_BYTES);
     if (!chunk)
         return true;
-    uint64_t hash = XXH3_64bits_withSeed(page, PAGE_BYTES, hashes->seed + anonymous);
-    hash += hash == 0; /* 0 is for those that were not sent */
+    uint64_t hash = hash_of(hashes, anonymous, page);
     bool differs = chunk->hashes[number] != hash;
     chunk->hashes[number] = hash;
     chunk->used = true;

@@ -29,4 +29,17 @@ void page_hashes_begin(struct page_hashes *hashes);
  * memory to note it, true.
  */
 bool page_hashes_note(struct page_hashes *hashes, uint64_t vaddr, bool anonymous, const void *page);
+
+/* Whether a page is what was noted of it; notes nothing. */
+bool page_hashes_same(const struct page_hashes *hashes, uint64_t vaddr, bool anonymous,
+                      const void *page);
+
+/*
+ * Of a snapshot that has no more pages than were told to exist, and is going to be a parent: notes
+ * that a page was told, which has been noted as it is there; and, when all were, forgets the
+ * others, for they are not in it.
+ */
+void page_hashes_tell(struct page_hashes *hashes, uint64_t vaddr);
+void page_hashes_keep_told(struct page_hashes *hashes);
+
 void page_hashes_free(struct page_hashes *hashes);

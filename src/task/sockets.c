@@ -3,14 +3,13 @@
 
 #include <fcntl.h>
 #include <linux/netlink.h>
-#include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <netinet/tcp.h>
-#include <sched.h>
 #include <stdio.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
+
+#include "base/diag.h"
 
 static int compare(const void *a, const void *b)
 {
@@ -67,33 +66,12 @@ void sockets_look_tcp(const struct sockets *sockets, pid_t pid, socket_trait_cb 
 
 /* ---- UNIX ---- */
 
-static int diag_socket(void)
-{
-    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
-    return fd < 0 ? -errno : fd;
-}
-
-/*
- * A socket to ask with belongs to the network namespace that its maker is in, so this thread goes
- * there for a moment.  It cannot but come back; in the wrong network it must not run on.
- */
 static int diag_socket_of(pid_t pid)
 {
     char path[64];
-    struct stat theirs, ours;
     snprintf(path, sizeof(path), "/proc/%d/ns/net", pid);
     _cleanup_close_ int there = open(path, O_RDONLY | O_CLOEXEC);
-    _cleanup_close_ int here = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-    if (there < 0 || here < 0 || fstat(there, &theirs) < 0 || fstat(here, &ours) < 0)
-        return -errno;
-    if (theirs.st_ino == ours.st_ino)
-        return diag_socket();
-    if (setns(there, CLONE_NEWNET) < 0)
-        return -errno;
-    int fd = diag_socket();
-    if (setns(here, CLONE_NEWNET) < 0)
-        abort();
-    return fd;
+    return there < 0 ? -errno : diag_socket_in(there);
 }
 
 static int diag_ask(int fd)
@@ -110,20 +88,6 @@ static int diag_ask(int fd)
     return send(fd, &request, sizeof(request), 0) < 0 ? -errno : 0;
 }
 
-/* The inode of the peer that is told of, or 0. */
-static uint32_t peer_of(const struct nlmsghdr *header, const struct unix_diag_msg *told)
-{
-    if (header->nlmsg_len < NLMSG_LENGTH(sizeof(*told)))
-        return 0;
-    size_t left = header->nlmsg_len - NLMSG_LENGTH(sizeof(*told));
-    const struct rtattr *part = (const struct rtattr *)(told + 1);
-    for (; RTA_OK(part, left); part = RTA_NEXT(part, left)) {
-        if (part->rta_type == UNIX_DIAG_PEER && RTA_PAYLOAD(part) >= sizeof(uint32_t))
-            return *(const uint32_t *)RTA_DATA(part);
-    }
-    return 0;
-}
-
 /*
  * No peer: not connected, or not accepted yet.  A peer in the tree is dumped with it.
  */
@@ -131,7 +95,7 @@ static void look_unix_socket(const struct sockets *sockets, const struct nlmsghd
                              socket_trait_cb found, void *user)
 {
     const struct unix_diag_msg *told = NLMSG_DATA(header);
-    uint32_t peer = peer_of(header, told);
+    uint32_t peer = diag_unix_peer(header);
     const struct socket_owner *owner = peer ? find(sockets, told->udiag_ino) : NULL;
     if (!owner || find(sockets, peer))
         return;

@@ -2,9 +2,12 @@
 #include "task/task.h"
 
 #include <dirent.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -159,6 +162,58 @@ bool task_lacks_pages(pid_t pid)
     return lacks;
 }
 
+/* ---- whom a tracer traces ---- */
+
+static bool has_socket(pid_t pid, uint64_t inode)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+    DIR *dir = opendir(path);
+    struct dirent *entry;
+    struct stat st;
+    bool found = false;
+    while (dir && !found && (entry = readdir(dir)))
+        found = fstatat(dirfd(dir), entry->d_name, &st, 0) == 0 && S_ISSOCK(st.st_mode) &&
+                st.st_ino == inode;
+    if (dir)
+        closedir(dir);
+    return found;
+}
+
+/* The root of what it traces together with this one. */
+static pid_t traced_root(pid_t pid, pid_t tracer)
+{
+    pid_t parent;
+    while ((parent = task_parent(pid)) > 0 && task_tracer(parent) == tracer)
+        pid = parent;
+    return pid;
+}
+
+/* The root, if the process is traced by one that has the socket.  *stranger: a tracer that has not.
+ */
+static pid_t root_of_traced(pid_t pid, uint64_t socket, pid_t *stranger)
+{
+    pid_t tracer = pid > 0 ? task_tracer(pid) : 0;
+    if (tracer <= 0 || tracer == *stranger)
+        return 0;
+    if (has_socket(tracer, socket))
+        return traced_root(pid, tracer);
+    *stranger = tracer;
+    return 0;
+}
+
+pid_t task_find_traced(pid_t likely, uint64_t socket)
+{
+    pid_t stranger = 0, found = root_of_traced(likely, socket, &stranger);
+    DIR *dir = found > 0 ? NULL : opendir("/proc");
+    struct dirent *entry;
+    while (dir && found == 0 && (entry = readdir(dir)))
+        found = root_of_traced((pid_t)strtol(entry->d_name, NULL, 10), socket, &stranger);
+    if (dir)
+        closedir(dir);
+    return found;
+}
+
 /* ---- trees ---- */
 
 /* A growing list of process ids, in which those from `next` on have not been looked into. */
@@ -234,15 +289,18 @@ int task_list_tree(pid_t root, pid_t **ret, size_t *ret_count)
 
 static int task_tree_open_list(struct task_tree *tree, const struct pid_list *list)
 {
-    tree->fds = calloc(list->count, sizeof(int));
-    if (!tree->fds)
+    tree->fds = calloc(list->count, sizeof(*tree->fds));
+    tree->pids = calloc(list->count, sizeof(*tree->pids));
+    if (!tree->fds || !tree->pids)
         return -ENOMEM;
     for (size_t i = 0; i < list->count; i++) {
         int fd = (int)syscall(SYS_pidfd_open, list->pids[i], 0);
         if (fd < 0 && errno != ESRCH)
             return errno == EMFILE ? -E2BIG : -errno;
-        if (fd >= 0)
-            tree->fds[tree->count++] = fd;
+        if (fd < 0)
+            continue;
+        tree->pids[tree->count] = list->pids[i];
+        tree->fds[tree->count++] = fd;
     }
     return tree->count > 0 ? 0 : -ESRCH;
 }
@@ -260,6 +318,30 @@ int task_tree_open(pid_t root, struct task_tree *ret)
     return r;
 }
 
+static void give_way(pid_t pid)
+{
+    enum { NICE = 5 }; /* a third of the weight: with more it would take ages where others work */
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/task", pid);
+    DIR *dir = opendir(path);
+    struct dirent *entry;
+    while (dir && (entry = readdir(dir))) {
+        pid_t tid = (pid_t)strtol(entry->d_name, NULL, 10);
+        if (tid <= 0)
+            continue;
+        sched_setscheduler(tid, SCHED_BATCH, &(struct sched_param){0});
+        setpriority(PRIO_PROCESS, (id_t)tid, NICE);
+    }
+    if (dir)
+        closedir(dir);
+}
+
+void task_tree_give_way(const struct task_tree *tree)
+{
+    for (size_t i = 0; i < tree->count; i++)
+        give_way(tree->pids[i]);
+}
+
 void task_tree_kill(const struct task_tree *tree)
 {
     for (size_t i = 0; i < tree->count; i++)
@@ -271,5 +353,6 @@ void task_tree_close(struct task_tree *tree)
     for (size_t i = 0; i < tree->count; i++)
         close_fd(tree->fds[i]);
     free(tree->fds);
+    free(tree->pids);
     *tree = (struct task_tree){0};
 }

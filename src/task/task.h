@@ -57,13 +57,21 @@ uint64_t task_started(pid_t pid);
  * when there is none. */
 pid_t task_inner_pid(pid_t pid);
 
+/*
+ * The root of the tree that is traced by a process which has the socket of that inode open: what
+ * criu has in its hands, seen from its connection.  Looks at the likely one first, and then reads
+ * the status of every process, until one is found.  0: there is none, or it cannot be seen.
+ */
+pid_t task_find_traced(pid_t likely, uint64_t socket);
+
 /* The processes of a tree, |root| first, as they are found while it runs.  0 with *ret to be freed,
  * or a negative errno. */
 int task_list_tree(pid_t root, pid_t **ret, size_t *ret_count);
 
-/* Descriptors (pidfds) of all processes of a tree. */
+/* All processes of a tree, with descriptors (pidfds). */
 struct task_tree {
     int *fds;
+    pid_t *pids;
     size_t count;
 };
 
@@ -72,6 +80,10 @@ struct task_tree {
  * negative errno: -E2BIG when there are more than descriptors; nothing is open then.
  */
 int task_tree_open(pid_t root, struct task_tree *ret);
+
+/* Has all their threads, which must stand still and are about to be killed, give way to others:
+ * freeing their memory takes a processor some 30 ms for each GiB. */
+void task_tree_give_way(const struct task_tree *tree);
 
 /* Queues SIGKILL to all of them; one that has gone already is killed. */
 void task_tree_kill(const struct task_tree *tree);

@@ -23,6 +23,29 @@ struct map_query {
 
 #define QUERY _IOWR('f', 17, struct map_query)
 
+/* Whether the area, if it is there still, has pages that somebody follows. */
+static bool is_tracked(struct page_table *table, const struct memory_area *area)
+{
+    struct page_runs runs = {0};
+    bool tracked = page_table_scan(table, area, SCAN_CHECK_TRACKED, PAGE_TRACKED, &runs) == 0 &&
+                   runs.count > 0;
+    page_runs_free(&runs);
+    return tracked;
+}
+
+static bool has_tracker(struct page_table *table, pid_t pid)
+{
+    struct memory_map map;
+    if (memory_map_read(pid, &map) < 0)
+        return false;
+    bool found = false;
+    for (size_t i = 0; i < map.count && !found; i++)
+        found = map.areas[i].kind == AREA_PRIVATE && map.areas[i].anonymous &&
+                is_tracked(table, &map.areas[i]);
+    memory_map_free(&map);
+    return found;
+}
+
 int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
 {
     char path[32];
@@ -38,6 +61,11 @@ int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
     if (!tracker->table.scans) {
         tracker_close(tracker);
         return error_set(err, FAILURE_SYSTEM, "this kernel has no PAGEMAP_SCAN (Linux 6.7)");
+    }
+    if (has_tracker(&tracker->table, pid)) {
+        tracker_close(tracker);
+        return error_set(err, FAILURE_BUSY, "process %d is followed already, by another godwit",
+                         pid);
     }
     tracker->uffd = task_take_userfaultfd(pid, &tracker->stopped_nsec, err);
     struct uffdio_api api = {.api = UFFD_API,
@@ -94,25 +122,34 @@ static bool is_as_it_was(const struct tracker *tracker, const struct memory_area
     return is_bound(tracker, area->start, 0) && is_bound(tracker, 0, area->end);
 }
 
-static bool add_area(struct tracker *tracker, const struct memory_area *area)
+/* 0; -EBUSY: another tracker has it; or -EPERM: it cannot be registered, or changes right now. */
+static int add_area(struct tracker *tracker, const struct memory_area *area)
 {
     struct uffdio_register ask = {
         .range = {area->start, area->end - area->start},
         .mode = UFFDIO_REGISTER_MODE_WP,
     };
-    return is_as_it_was(tracker, area) && ioctl(tracker->uffd, UFFDIO_REGISTER, &ask) == 0;
+    if (!is_as_it_was(tracker, area))
+        return -EPERM;
+    if (ioctl(tracker->uffd, UFFDIO_REGISTER, &ask) < 0)
+        return errno == EBUSY && is_tracked(&tracker->table, area) ? -EBUSY : -EPERM;
+    tracker->begun = true;
+    return 0;
 }
 
 int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)
 {
-    int r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, PAGE_WRITTEN, runs);
+    int r = -EPERM;
+    if (tracker->begun)
+        r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, PAGE_WRITTEN, runs);
     if (r != -EPERM)
         return r;
     /*
      * Some of it is new since the last scan.  What the kernel says of its pages does not count:
      * those that mremap() has moved may be protected from where they were (before Linux 6.13).
      */
-    if (add_area(tracker, area))
+    r = add_area(tracker, area);
+    if (r == 0)
         r = scan(tracker, area, SCAN_PROTECT | SCAN_CHECK_TRACKED, 0, runs);
     if (r != -EPERM)
         return r;

@@ -24,6 +24,9 @@
  * Not seen are writes by devices into pages that were pinned before the scan (O_DIRECT reads under
  * way); nor shared memory, which has pages of its own.
  *
+ * A process has one tracker at a time: of another's marks this one would take away what the other
+ * has to be told.  The second one is refused when it opens, or in its first scan.
+ *
  * When the process executes another program, or ends, its memory has gone: -ESRCH.  Neither the
  * process nor a criu that dumps it notices the tracker.  On any one thread.
  */
@@ -34,11 +37,12 @@ struct tracker {
     int uffd;
     int maps; /* /proc/PID/maps, to be asked about single areas */
     struct page_table table;
+    bool begun;            /* something of it is registered */
     uint64_t stopped_nsec; /* how long a thread stood still for tracker_open() */
 };
 
-/* 0, or -1 with *err set: the kernel or the process does not allow it, see
- * task_take_userfaultfd(). */
+/* 0, or -1 with *err set: it has a tracker (FAILURE_BUSY), or the kernel or the process does not
+ * allow it, see task_take_userfaultfd(). */
 int tracker_open(struct tracker *tracker, pid_t pid, struct error *err);
 
 /* Lets go: costs the process some 30 ms per GiB, in which it cannot map memory. */

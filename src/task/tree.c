@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include "task/pipes.h"
 #include "task/sockets.h"
 
 enum {
@@ -23,6 +24,7 @@ enum {
     NETWORKS_MAX = 64,
     OBJECTS_MAX = 1 << 12,
     TERMINALS_MAX = 256,
+    PIPES_MAX = 4096,
     DISK_BLOCK = 512, /* the unit of st_blocks */
     TERMINAL_MAJOR = 136,
     TERMINAL_MAJOR_LAST = 143, /* UNIX98 terminals, devices.txt */
@@ -35,20 +37,23 @@ struct terminal {
     pid_t pid;
 };
 
+struct object {
+    dev_t dev;
+    ino_t inode;
+};
+
 /* What is needed only while looking. */
 struct look {
     struct tree *tree;
     void *file_index; /* tsearch() over tree->files, by path */
     struct sockets sockets;
+    struct pipes pipes;
     struct {
         ino_t inode;
         pid_t pid; /* one that is in it */
     } networks[NETWORKS_MAX];
     size_t network_count;
-    struct {
-        dev_t dev;
-        ino_t inode;
-    } * objects; /* shared memory and ghosts that have been counted */
+    struct object *objects; /* shared memory and ghosts that have been counted */
     size_t object_count;
     struct terminal slaves[TERMINALS_MAX], masters[TERMINALS_MAX];
     size_t slave_count, master_count;
@@ -327,6 +332,21 @@ static void look_at_socket(struct look *look, pid_t pid, const struct stat *st)
         sockets->list[sockets->count++] = (struct socket_owner){.inode = st->st_ino, .pid = pid};
 }
 
+static void look_at_pipe(struct look *look, pid_t pid, const struct stat *st, unsigned mode)
+{
+    struct pipes *pipes = &look->pipes;
+    struct pipe_end *end = pipes_find(pipes, st->st_dev, st->st_ino);
+    if (!end) {
+        if (!make_room(look->tree, (void **)&pipes->list, pipes->count, sizeof(*pipes->list),
+                       PIPES_MAX))
+            return;
+        end = &pipes->list[pipes->count++];
+        *end = (struct pipe_end){.device = st->st_dev, .inode = st->st_ino, .pid = pid};
+    }
+    end->reads |= mode != O_WRONLY;
+    end->writes |= mode != O_RDONLY;
+}
+
 /* What CRIU refuses of the descriptors without a file; it knows eventfd, epoll, timerfd and others.
  */
 static void look_at_object(struct look *look, pid_t pid, const char *name)
@@ -359,6 +379,8 @@ static void look_at_open_file(struct look *look, int process, pid_t pid, const c
         add_trait(look->tree, TREE_LOCK, pid, 0, name);
     if (S_ISCHR(st.st_mode))
         look_at_device(look, pid, &st, &info);
+    if (S_ISFIFO(st.st_mode))
+        look_at_pipe(look, pid, &st, info.flags & O_ACCMODE);
     look_at_object(look, pid, name);
     struct tree_file *file = look_at_named(look, pid, name, &st);
     if (file) {
@@ -565,6 +587,18 @@ static void find_terminals(struct look *look)
     }
 }
 
+static void find_pipes(struct look *look)
+{
+    pipes_find_outside(&look->pipes, look->tree);
+    for (size_t i = 0; i < look->pipes.count; i++) {
+        const struct pipe_end *end = &look->pipes.list[i];
+        char what[48];
+        snprintf(what, sizeof(what), "pipe:[%llu]", (unsigned long long)end->inode);
+        if (end->outside)
+            add_trait(look->tree, TREE_PIPE, end->pid, end->inode, what);
+    }
+}
+
 static void find_connections(struct look *look)
 {
     struct tree *tree = look->tree;
@@ -612,10 +646,12 @@ int tree_look(pid_t root, struct tree *ret, struct error *err)
         look_at_process(look, tree.processes[i]);
     find_terminals(look);
     find_connections(look);
+    find_pipes(look);
     if (in_other_namespace(process, "ipc"))
         forget_sysv(&tree);
     tdestroy(look->file_index, keep_file);
     free(look->sockets.list);
+    free(look->pipes.list);
     free(look->objects);
     *ret = tree;
     return 0;

@@ -26,6 +26,7 @@ enum tree_trait_kind {
     TREE_TCP,         /* a connection */
     TREE_UNIX_DGRAM,  /* a socket whose peer is not in the tree; number: its inode */
     TREE_UNIX_STREAM, /* the same, of a connection */
+    TREE_PIPE,        /* one end of a pipe, the other of which is somebody else's; number: inode */
     TREE_LOCK,        /* a lock on a file */
     TREE_GHOST,       /* a file without a name; number: bytes on disk */
     TREE_RENAMED,     /* a file that has a name, but not the one it was opened by */

@@ -9,47 +9,85 @@ enum { CHECKED_BYTES = 24 }; /* of the header, in front of the check */
 
 static const uint8_t magic[8] = {'g', 'o', 'd', 'w', 'i', 't', '\r', '\n'};
 
-static const struct {
-    uint16_t type;
-    const char *name;
-} names[] = {
-    {FRAME_HELLO, "hello"},
-    {FRAME_GOODBYE, "goodbye"},
-    {FRAME_HEARTBEAT, "heartbeat"},
-    {FRAME_SNAPSHOT_BEGIN, "snapshot-begin"},
-    {FRAME_SNAPSHOT_END, "snapshot-end"},
-    {FRAME_SNAPSHOT_ABORT, "snapshot-abort"},
-    {FRAME_VERDICT, "verdict"},
-    {FRAME_SNAPSHOT_ACCEPT, "snapshot-accept"},
-    {FRAME_SNAPSHOT_ACK, "snapshot-ack"},
-    {FRAME_SNAPSHOT_REFUSE, "snapshot-refuse"},
-    {FRAME_VERDICT_ACK, "verdict-ack"},
-    {FRAME_CHECK, "check"},
-    {FRAME_SETTLED, "settled"},
-    {FRAME_STREAM_JOIN, "stream-join"},
-    {FRAME_CHECKED, "checked"},
-    {FRAME_PREPARED, "prepared"},
-    {FRAME_RESTORED, "restored"},
-    {FRAME_RESTORE_FAILED, "restore-failed"},
-    {FRAME_STREAM_JOINED, "stream-joined"},
-    {FRAME_IMAGE_BEGIN, "image-begin"},
-    {FRAME_IMAGE_DATA, "image-data"},
-    {FRAME_IMAGE_END, "image-end"},
-    {FRAME_SPACE_BEGIN, "space-begin"},
-    {FRAME_PAGES, "pages"},
-    {FRAME_SPACE_END, "space-end"},
-    {FRAME_PAGE_RUNS, "page-runs"},
-    {FRAME_PAGE_SUMS, "page-sums"},
-    {FRAME_ROUND_END, "round-end"},
+enum {
+    ALWAYS = SENT_BY_SOURCE | SENT_BY_CACHE,
+    ANYWHERE = ON_LINK | ON_DATA_CONNECTION,
 };
+
+/* Sorted by type. */
+static const struct frame_rule rules[] = {
+    /* type, name, who sends it, where, early, bulk */
+    {FRAME_HELLO, "hello", ALWAYS, ANYWHERE, true, false},
+    {FRAME_GOODBYE, "goodbye", ALWAYS, ANYWHERE, true, false},
+    {FRAME_HEARTBEAT, "heartbeat", ALWAYS, ANYWHERE, false, false},
+    {FRAME_SNAPSHOT_BEGIN, "snapshot-begin", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_SNAPSHOT_END, "snapshot-end", SENT_BY_SOURCE, ANYWHERE, false, false},
+    {FRAME_SNAPSHOT_ABORT, "snapshot-abort", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_VERDICT, "verdict", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_FREEZING, "freezing", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_CHECK, "check", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_SETTLED, "settled", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_STREAM_JOIN, "stream-join", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_SNAPSHOT_ACCEPT, "snapshot-accept", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_SNAPSHOT_ACK, "snapshot-ack", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_SNAPSHOT_REFUSE, "snapshot-refuse", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_VERDICT_ACK, "verdict-ack", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_CHECKED, "checked", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_PREPARED, "prepared", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_RESTORED, "restored", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_RESTORE_FAILED, "restore-failed", SENT_BY_CACHE, ON_LINK, false, false},
+    {FRAME_STREAM_JOINED, "stream-joined", SENT_BY_CACHE, ON_DATA_CONNECTION, false, false},
+    {FRAME_IMAGE_BEGIN, "image-begin", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_IMAGE_DATA, "image-data", SENT_BY_SOURCE, ON_LINK, false, true},
+    {FRAME_IMAGE_END, "image-end", SENT_BY_SOURCE, ON_LINK, false, false},
+    {FRAME_SPACE_BEGIN, "space-begin", SENT_BY_SOURCE, ANYWHERE, false, false},
+    {FRAME_PAGES, "pages", SENT_BY_SOURCE, ANYWHERE, false, true},
+    {FRAME_SPACE_END, "space-end", SENT_BY_SOURCE, ANYWHERE, false, false},
+    {FRAME_PAGE_RUNS, "page-runs", SENT_BY_SOURCE, ANYWHERE, false, true},
+    {FRAME_PAGE_SUMS, "page-sums", SENT_BY_SOURCE, ANYWHERE, false, true},
+    {FRAME_ROUND_END, "round-end", SENT_BY_SOURCE, ANYWHERE, false, false},
+};
+
+static int compare_types(const void *type, const void *rule)
+{
+    return (int)*(const uint16_t *)type - (int)((const struct frame_rule *)rule)->type;
+}
+
+const struct frame_rule *frame_rule(uint16_t type)
+{
+    return bsearch(&type, rules, ARRAY_SIZE(rules), sizeof(rules[0]), compare_types);
+}
 
 const char *frame_name(uint16_t type)
 {
-    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        if (names[i].type == type)
-            return names[i].name;
-    }
-    return "?";
+    const struct frame_rule *rule = frame_rule(type);
+    return rule ? rule->name : "?";
+}
+
+bool frame_is_bulk(uint16_t type)
+{
+    const struct frame_rule *rule = frame_rule(type);
+    return rule && rule->bulk;
+}
+
+int frame_may_come(const struct frame *frame, unsigned sent_by, bool early, struct error *err)
+{
+    const struct frame_rule *rule = frame_rule(frame->type);
+    if (!rule)
+        return error_set(err, FAILURE_PEER, "the peer broke the protocol: a frame of type %u",
+                         frame->type);
+    if (!(rule->sent_by & sent_by))
+        return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame to %s",
+                         rule->name, sent_by == SENT_BY_CACHE ? "a source" : "an image-cache");
+    if (early && !rule->early)
+        return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame before hello",
+                         rule->name);
+    if (early && frame->length > WIRE_EARLY_MAX)
+        return error_set(err, FAILURE_PEER,
+                         "the peer broke the protocol: %s frame of %u bytes before hello, at "
+                         "most %u",
+                         rule->name, frame->length, WIRE_EARLY_MAX);
+    return 0;
 }
 
 /* What the check field has to be. */
@@ -148,7 +186,7 @@ int preamble_check(const uint8_t in[WIRE_PREAMBLE_BYTES], struct error *err)
             major, minor, WIRE_MAJOR, WIRE_MINOR);
         return -EPROTONOSUPPORT;
     }
-    return 0;
+    return minor;
 }
 
 bool snapshot_id_valid(const char *id)

@@ -24,11 +24,12 @@
 
 enum {
     WIRE_MAJOR = 1,
-    WIRE_MINOR = 0,
+    WIRE_MINOR = 1,
     WIRE_PREAMBLE_BYTES = 16,
     WIRE_PREAMBLE_FIRST = 'g', /* its first byte */
     WIRE_HEADER_BYTES = 32,
     WIRE_CONTROL_MAX = 64 << 10, /* payload of a control frame */
+    WIRE_EARLY_MAX = 4 << 10,    /* the same before the handshake is over */
     WIRE_BULK_MAX = 1 << 20,     /* payload of a data frame */
     WIRE_NAME_MAX = 255,         /* bytes of an image's name */
     WIRE_ID_MAX = 64,            /* bytes of a snapshot id */
@@ -47,6 +48,7 @@ enum frame_type {
     FRAME_SNAPSHOT_BEGIN = 100,
     FRAME_SNAPSHOT_END = 101,
     FRAME_SNAPSHOT_ABORT = 102, /* before the end: Failure */
+    FRAME_FREEZING = 104,       /* the process is about to be stopped; since minor 1 */
     FRAME_VERDICT = 103,        /* after the acknowledgement, by id, until it is acknowledged */
     FRAME_CHECK = 110,          /* Facts: would a migration work?  answered by FRAME_CHECKED */
     FRAME_SETTLED = 111,        /* Standing: the source has written down that this is over */
@@ -93,6 +95,7 @@ enum {
     WIRE_RUN_BYTES = 16,
     WIRE_SUM_BYTES = WIRE_RUN_BYTES + WIRE_DIGEST_BYTES,
     WIRE_SUM_PAGES_MAX = 256,
+    WIRE_LIST_PAGES_MAX = 1 << 18, /* that one frame of runs or sums names, together */
 };
 
 struct frame {
@@ -104,12 +107,33 @@ struct frame {
     uint64_t offset;
 };
 
-/* A frame whose payload is data, taken in place, and not a message. */
-static inline bool frame_is_bulk(uint16_t type)
-{
-    return type == FRAME_IMAGE_DATA || type == FRAME_PAGES || type == FRAME_PAGE_RUNS ||
-           type == FRAME_PAGE_SUMS;
-}
+enum { SENT_BY_SOURCE = 1, SENT_BY_CACHE = 2 }; /* a source: image-proxy, godwit migrate */
+enum {
+    ON_LINK = 1,
+    ON_DATA_CONNECTION = 2
+}; /* what a connection is before it has joined: a link */
+
+/* What there is to a type: the one table of who may send what, where, and when. */
+struct frame_rule {
+    uint16_t type;
+    const char *name;
+    uint8_t sent_by; /* one of them, or both */
+    uint8_t place;   /* the same */
+    bool early;      /* also before the handshake is over */
+    bool bulk;       /* its payload is data, taken in place, and not a message */
+};
+
+/* NULL: there is no such type. */
+const struct frame_rule *frame_rule(uint16_t type);
+
+/* Name of a type for logs and errors; "?" when unknown. */
+const char *frame_name(uint16_t type);
+
+bool frame_is_bulk(uint16_t type);
+
+/* Whether a frame from a peer that is |sent_by| (or either) may come at all, early or not.  0, or
+ * -1 with *err set. */
+int frame_may_come(const struct frame *frame, unsigned sent_by, bool early, struct error *err);
 
 /* Writes a header.  payload: of a control frame, frame->length bytes; of no interest for data. */
 void frame_encode(const struct frame *frame, const void *payload, uint8_t out[WIRE_HEADER_BYTES]);
@@ -124,15 +148,13 @@ int frame_check(const uint8_t header[WIRE_HEADER_BYTES], const struct frame *fra
 
 void preamble_encode(uint8_t out[WIRE_PREAMBLE_BYTES]);
 
-/* 0; or -EPROTO (not godwit) or -EPROTONOSUPPORT (another major), with *err set. */
+/* The peer's minor number; or -EPROTO (not godwit) or -EPROTONOSUPPORT (another major), with *err
+ * set. */
 int preamble_check(const uint8_t in[WIRE_PREAMBLE_BYTES], struct error *err);
 
 /* Whether the first byte of a peer, which should be that of a preamble, begins a record of TLS:
  * then *err tells so. */
 bool preamble_is_tls(uint8_t first, struct error *err);
-
-/* Name of a type for logs and errors; "?" when unknown. */
-const char *frame_name(uint16_t type);
 
 /*
  * Whether bytes are a snapshot id: 1 to WIRE_ID_MAX of [A-Za-z0-9._-], not beginning with a dot.

@@ -289,12 +289,9 @@ static int host_issue(const char *host, const struct pair *ca, int dirfd, const 
 
 int keygen_hosts(const char *directory, char *const *hosts, struct error *err)
 {
-    _cleanup_close_ int dirfd = workdir_open(directory, true);
-    if (dirfd == -EPERM)
-        return error_set(err, FAILURE_USAGE,
-                         "%s: must belong to this user, writable by nobody else", directory);
+    _cleanup_close_ int dirfd = directory_open(directory, true, err);
     if (dirfd < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, dirfd, "%s", directory);
+        return -1;
     for (char *const *host = hosts; *host; host++) {
         if (host_check(*host, dirfd, directory, err) < 0)
             return -1;
@@ -312,18 +309,18 @@ int keygen_hosts(const char *directory, char *const *hosts, struct error *err)
 /* ---- a key that both know ---- */
 
 /* Opens the directory that a file is in, made if it is not there. */
-static int open_directory_of(const char *path)
+static int open_directory_of(const char *path, struct error *err)
 {
     char directory[PATH_MAX];
     const char *slash = strrchr(path, '/');
     size_t length = slash == path ? 1 : slash ? (size_t)(slash - path) : 0;
     if (length >= sizeof(directory))
-        return -ENAMETOOLONG;
+        return error_set_errno(err, FAILURE_SYSTEM, ENAMETOOLONG, "%s", path);
     snprintf(directory, sizeof(directory), "%.*s", (int)length, path);
     if (length > 0 && access(directory, F_OK) < 0)
-        return workdir_open(directory, true);
+        return directory_open(directory, true, err);
     int fd = open(length ? directory : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd < 0 ? -errno : fd;
+    return fd < 0 ? error_set_errno(err, FAILURE_SYSTEM, errno, "%s", path) : fd;
 }
 
 int keygen_psk(const char *path, struct error *err)
@@ -336,11 +333,13 @@ int keygen_psk(const char *path, struct error *err)
     for (size_t i = 0; i < sizeof(key); i++)
         snprintf(line + 2 * i, 3, "%02x", key[i]);
     line[sizeof(line) - 2] = '\n';
-    _cleanup_close_ int dirfd = open_directory_of(path);
+    _cleanup_close_ int dirfd = open_directory_of(path, err);
     const char *slash = strrchr(path, '/');
-    r = dirfd < 0 ? dirfd : file_write(dirfd, slash ? slash + 1 : path, line, sizeof(line) - 1);
+    r = dirfd < 0 ? 0 : file_write(dirfd, slash ? slash + 1 : path, line, sizeof(line) - 1);
     gnutls_memset(key, 0, sizeof(key));
     gnutls_memset(line, 0, sizeof(line));
+    if (dirfd < 0)
+        return -1;
     if (r == -EEXIST)
         return error_set(err, FAILURE_BUSY, "%s is there already, and stays as it is", path);
     return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "%s", path) : 0;

@@ -9,12 +9,15 @@
 #include <sys/socket.h>
 #include <sys/utsname.h>
 
+#include "base/hidden.h"
+
 enum {
     RX_LOOK_AHEAD = 4096, /* read beyond what is needed now */
     RX_BYTES = WIRE_CONTROL_MAX + WIRE_HEADER_BYTES + RX_LOOK_AHEAD,
     QUEUE_MAX = 8 << 20,   /* control bytes waiting to leave */
     LOW_WATER = 256 << 10, /* worth to be woken for, in the midst of data */
-    TURN_BYTES = 8 << 20,  /* per event, then others' turn */
+    TURN_BYTES = 8 << 20,  /* per event, then others' turn; */
+    TURN_USEC = 20000,     /* or after that time: few bytes may mean much work */
 };
 
 enum link_state {
@@ -44,6 +47,7 @@ struct link {
     /* receiving: rx[rx_start..rx_end) is here and not used yet */
     uint8_t *rx;
     size_t rx_start, rx_end;
+    int peer_minor;
     bool in_payload;
     bool turn_over; /* what is read ahead is used up, nothing more is read */
     bool peer_left; /* it said goodbye or closed: there is nobody to say it to */
@@ -63,6 +67,7 @@ struct link {
     struct link_source *filling; /* in its fill() right now */
     struct link_source *flying;  /* whose memory the batch in flight may refer to */
     uint32_t io_events;
+    bool stained; /* data has gone through the link's own memory since that was cleared */
 };
 
 /* ---- sending ---- */
@@ -216,6 +221,7 @@ static bool link_draw(struct link *link)
     struct link_source *source = link->ready_first;
     if (!source || link->state != LINK_UP)
         return false;
+    link->stained = true;
     link_unlist(link, source);
     link->filling = source;
     link->batch.frames = 0;
@@ -406,13 +412,13 @@ static uint64_t link_tick_usec(const struct link *link)
 
 static int link_take_hello(struct link *link, const uint8_t *payload, struct error *err)
 {
-    if (link->frame.type != FRAME_HELLO)
-        return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame before hello",
-                         frame_name(link->frame.type));
     _cleanup_message_ ProtobufCMessage *message =
         message_unpack(&godwit__pb__hello__descriptor, payload, link->frame.length, err);
     if (!message)
         return -1;
+    int r = link->transport->ops->check(link->transport, err);
+    if (r <= 0)
+        return r; /* what it has to say may follow; it never comes up */
     const Godwit__Pb__Hello *hello = (const Godwit__Pb__Hello *)message;
     struct utsname uts;
     uname(&uts);
@@ -495,6 +501,7 @@ static ssize_t link_land(struct link *link, void *place, size_t length, struct e
     }
     /* The next header comes with the same call when this is the payload's end. */
     bool last = link->frame_done + length == link->frame.length;
+    link->stained = true;
     struct iovec iov[2] = {{place, length}, {link->rx, last ? RX_LOOK_AHEAD : 0}};
     link->rx_start = link->rx_end = 0;
     ssize_t n = link_read(link, iov, 2, err);
@@ -516,7 +523,8 @@ static ssize_t link_step(struct link *link, struct error *err)
             return -1;
         if (r <= 0)
             return r;
-        if (preamble_check(link->rx + link->rx_start, err) < 0)
+        link->peer_minor = preamble_check(link->rx + link->rx_start, err);
+        if (link->peer_minor < 0)
             return -1;
         link->rx_start += WIRE_PREAMBLE_BYTES;
         link->state = LINK_HELLO;
@@ -528,8 +536,8 @@ static ssize_t link_step(struct link *link, struct error *err)
             return r;
         if (frame_decode(link->rx + link->rx_start, &link->frame, err) < 0)
             return -1;
-        if (frame_is_bulk(link->frame.type) && link->state != LINK_UP)
-            return error_set(err, FAILURE_PEER, "the peer broke the protocol: data before hello");
+        if (frame_may_come(&link->frame, link->ops->peer, link->state != LINK_UP, err) < 0)
+            return -1;
         memcpy(link->header, link->rx + link->rx_start, WIRE_HEADER_BYTES);
         link->rx_start += WIRE_HEADER_BYTES;
         link->in_payload = true;
@@ -585,9 +593,10 @@ static void link_set_low_water(struct link *link)
 
 static void link_receive(struct link *link)
 {
+    uint64_t until = now_usec() + TURN_USEC;
     for (size_t received = 0; link->state != LINK_DOWN && link->state != LINK_STARTING;) {
         struct error err;
-        link->turn_over = received >= TURN_BYTES;
+        link->turn_over = received >= TURN_BYTES || now_usec() > until;
         ssize_t n = link_step(link, &err);
         if (n < 0) {
             if (link->peer_left || link->transport->ended)
@@ -655,6 +664,19 @@ static void link_check_silence(struct link *link, uint64_t now)
     link_fail(link, &err);
 }
 
+/* A link that lives on keeps nothing of what went over it. */
+static void link_clear(struct link *link)
+{
+    bool idle = !link->in_payload && link->rx_start == link->rx_end &&
+                !link_batch_in_flight(link) && !link->ready_first;
+    if (!link->stained || !idle)
+        return;
+    link->rx_start = link->rx_end = 0;
+    hidden_clear(link->rx, RX_BYTES);
+    hidden_clear(link->batch.buf, LINK_BATCH_BYTES);
+    link->stained = false;
+}
+
 static int on_tick(sd_event_source *source, uint64_t usec, void *user)
 {
     (void)usec;
@@ -665,6 +687,7 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *user)
     uint64_t now = now_usec();
     if (link->state != LINK_DOWN) {
         link_set_low_water(link);
+        link_clear(link);
         link_check_silence(link, now);
     }
     if (link->state == LINK_DOWN)
@@ -703,10 +726,10 @@ struct link *link_new_on(sd_event *event, struct transport *transport, uint64_t 
     link->ops = ops;
     link->user = user;
     link->started = link->offered = link->spoke = now_usec();
-    link->rx = malloc(RX_BYTES);
+    link->rx = hidden_alloc(RX_BYTES);
     link->queue_room = 4096;
     link->queue = malloc(link->queue_room);
-    link->batch.buf = aligned_alloc(PAGE_BYTES, LINK_BATCH_BYTES);
+    link->batch.buf = hidden_alloc(LINK_BATCH_BYTES);
     int one = 1;
     setsockopt(transport->fd, IPPROTO_TCP, TCP_NODELAY, &one,
                sizeof(one)); /* fails on UNIX sockets, rightly */
@@ -737,11 +760,16 @@ struct link *link_free(struct link *link)
     sd_event_source_disable_unref(link->last_word);
     transport_free(link->transport);
     sd_event_unref(link->event);
-    free(link->rx);
+    hidden_free(link->rx, RX_BYTES);
     free(link->queue);
-    free(link->batch.buf);
+    hidden_free(link->batch.buf, LINK_BATCH_BYTES);
     free(link);
     return NULL;
+}
+
+unsigned link_peer_minor(const struct link *link)
+{
+    return (unsigned)link->peer_minor;
 }
 
 uint64_t link_position(const struct link *link)

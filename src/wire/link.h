@@ -64,6 +64,8 @@ struct link_source {
 };
 
 struct link_ops {
+    unsigned peer; /* what it is: SENT_BY_SOURCE, SENT_BY_CACHE, or either */
+
     /* The handshake is over.  hello is valid during the call. */
     void (*up)(struct link *link, const Godwit__Pb__Hello *hello, void *user);
 
@@ -73,7 +75,7 @@ struct link_ops {
 
     /* Where the data from byte |done| of this frame goes: sets *ret_place and a length of at most
      * the rest of the frame, both valid until bulk_landed() or link_forget_place().  Asked once for
-     * each piece. */
+     * each piece.  NULL, both: of a peer that sends none. */
     int (*bulk_place)(struct link *link, const struct frame *frame, uint32_t done, void **ret_place,
                       size_t *ret_length, void *user, struct error *err);
 
@@ -111,6 +113,9 @@ const struct transport *link_transport(const struct link *link);
  */
 uint64_t link_position(const struct link *link);
 uint64_t link_delivered(const struct link *link);
+
+/* The minor number of the protocol that the peer speaks; once the link is up. */
+unsigned link_peer_minor(const struct link *link);
 
 /* Queues a control frame; message may be NULL (no payload).  What cannot be queued (no memory, a
  * peer that takes nothing) takes the link down. */

@@ -73,12 +73,14 @@ void failure_to_error(const Godwit__Pb__Failure *failure, struct error *ret)
     if (failure->code == FAILURE_NONE)
         *ret = (struct error){.code = FAILURE_NONE};
     else
-        error_set(ret, failure_from_wire(failure->code), "%s", failure->text);
+        error_set(ret, failure_from_wire(failure->code), "%s",
+                  failure->text[0] ? failure->text : "no reason was given");
 }
 
 void failure_to_reason(const Godwit__Pb__Failure *failure, const char *otherwise, struct error *ret)
 {
-    failure_to_error(failure, ret);
-    if (ret->code == FAILURE_NONE || !ret->text[0])
+    if (failure->code == FAILURE_NONE || !failure->text[0])
         error_set(ret, FAILURE_PEER, "%s", otherwise);
+    else
+        failure_to_error(failure, ret);
 }

@@ -22,7 +22,8 @@ static inline void message_freep(void *message)
 
 #define _cleanup_message_ _cleanup_(message_freep)
 
-/* error <-> Failure; a failure's text borrows from err. */
+/* error <-> Failure; a failure's text borrows from err.  An error has a text, whatever the peer
+ * said. */
 Godwit__Pb__Failure failure_message(const struct error *err);
 void failure_to_error(const Godwit__Pb__Failure *failure, struct error *ret);
 

@@ -142,6 +142,9 @@ static void dial_try_next(struct dial *dial, int error_number)
 {
     error_set_errno(&dial->last, FAILURE_PEER, error_number, "%s, port %s", dial->target->host,
                     dial->target->port);
+    if (error_number == ECONNREFUSED)
+        error_append(&dial->last,
+                     ": nobody listens there (`godwit image-cache` on that host does)");
     struct error ignored;
     dial->io = sd_event_source_disable_unref(dial->io);
     int fd = tcp_dial_next(&dial->tcp, &ignored);

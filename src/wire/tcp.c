@@ -112,8 +112,10 @@ struct transport *tcp_transport(int fd, const struct protection *protection, con
     if (internet && protection->credentials && (beyond || protection->everywhere))
         return transport_tls(fd, protection->credentials, peer);
     struct transport *transport = transport_plain(fd);
-    if (transport)
+    if (transport) {
         transport->exposed = internet && beyond;
+        transport->shared = internet && !beyond && !protection->insecure;
+    }
     return transport;
 }
 

@@ -16,7 +16,8 @@ int tcp_listen(const char *host, const char *port, const struct protection *prot
 
 /*
  * What carries a link over a connected socket, which is taken over: TLS if it goes beyond this host
- * and there are credentials, else plain; the latter too for what is no TCP.  peer: as for
+ * and there are credentials, else plain; the latter too for what is no TCP.  Plain on loopback the
+ * other end has to be root's or this user's, unless insecure.  peer: as for
  * transport_tls().  NULL: no memory.
  */
 struct transport *tcp_transport(int fd, const struct protection *protection, const char *peer);

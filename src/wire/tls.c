@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "base/hidden.h"
 #include "wire/frame.h"
 
 enum {
@@ -26,7 +27,10 @@ struct tls {
     int error_number;                 /* of the socket's last error */
     size_t pending; /* payload of a record that GnuTLS has and the socket has not taken whole */
     struct error failure;
-    uint8_t record[RECORD_BYTES];
+    uint8_t *record;        /* RECORD_BYTES: payload that is put together to one */
+    gnutls_packet_t packet; /* a record that has come; NULL: none */
+    gnutls_datum_t payload; /* in it */
+    size_t payload_used;
 };
 
 static struct tls *tls_of(const struct transport *transport)
@@ -216,6 +220,32 @@ static int tls_start(struct transport *transport, struct error *err)
     return 1;
 }
 
+/* The handshake has told. */
+static int tls_check_peer(struct transport *transport, struct error *err)
+{
+    (void)transport;
+    (void)err;
+    return 1;
+}
+
+/* Names with an asterisk in them would be names of others too. */
+static bool tls_is_peer(const struct transport *transport, const char *name)
+{
+    const struct tls *tls = tls_of(transport);
+    const gnutls_datum_t *chain = NULL;
+    gnutls_x509_crt_t certificate;
+    unsigned count = 0;
+    if (tls->up && !tls->credentials->is_psk)
+        chain = gnutls_certificate_get_peers(tls->session, &count);
+    if (!chain || count == 0 || gnutls_x509_crt_init(&certificate) < 0)
+        return false;
+    bool is =
+        gnutls_x509_crt_import(certificate, &chain[0], GNUTLS_X509_FMT_DER) == 0 &&
+        gnutls_x509_crt_check_hostname2(certificate, name, GNUTLS_VERIFY_DO_NOT_ALLOW_WILDCARDS);
+    gnutls_x509_crt_deinit(certificate);
+    return is;
+}
+
 /* ---- bytes ---- */
 
 static void tls_note_errno(struct tls *tls)
@@ -259,19 +289,46 @@ static void tls_break(struct tls *tls, int r)
     tls_send_alert(tls, r);
 }
 
+/* What a record held is cleared: GnuTLS frees it as it is. */
+static void tls_drop_packet(struct tls *tls)
+{
+    if (!tls->packet)
+        return;
+    if (tls->payload.size > 0)
+        explicit_bzero(tls->payload.data, tls->payload.size);
+    gnutls_packet_deinit(tls->packet);
+    tls->packet = NULL;
+}
+
+/* Of the record that is here, as much as there is room for. */
+static size_t tls_take(struct tls *tls, uint8_t *place, size_t room)
+{
+    size_t length = MIN(room, tls->payload.size - tls->payload_used);
+    if (length > 0)
+        memcpy(place, tls->payload.data + tls->payload_used, length);
+    tls->payload_used += length;
+    if (tls->payload_used == tls->payload.size)
+        tls_drop_packet(tls);
+    return length;
+}
+
 /* Into one piece.  Bytes, fewer than there is room for when no more came. */
 static size_t tls_read_piece(struct tls *tls, const struct iovec *iov)
 {
     size_t done = 0;
     while (done < iov->iov_len) {
-        ssize_t n =
-            gnutls_record_recv(tls->session, (uint8_t *)iov->iov_base + done, iov->iov_len - done);
-        if (n == GNUTLS_E_INTERRUPTED)
-            continue;
-        if (n > 0) {
-            done += (size_t)n;
+        if (tls->packet) {
+            done += tls_take(tls, (uint8_t *)iov->iov_base + done, iov->iov_len - done);
             continue;
         }
+        ssize_t n = gnutls_record_recv_packet(tls->session, &tls->packet);
+        if (tls->packet) {
+            gnutls_packet_get(tls->packet, &tls->payload, NULL);
+            tls->payload_used = 0;
+            continue;
+        }
+        if (n == GNUTLS_E_INTERRUPTED)
+            continue;
         if (n != GNUTLS_E_AGAIN)
             tls_break(tls, (int)n);
         break;
@@ -379,7 +436,8 @@ static uint32_t tls_wants(const struct transport *transport)
 
 static bool tls_holds(const struct transport *transport)
 {
-    return gnutls_record_check_pending(tls_of(transport)->session) > 0;
+    const struct tls *tls = tls_of(transport);
+    return tls->packet || gnutls_record_check_pending(tls->session) > 0;
 }
 
 static uint64_t tls_unsent(const struct transport *transport)
@@ -400,15 +458,19 @@ static void tls_end(struct transport *transport)
 static void tls_free(struct transport *transport)
 {
     struct tls *tls = tls_of(transport);
+    tls_drop_packet(tls);
     if (tls->session)
         gnutls_deinit(tls->session);
     close_fd(transport->fd);
+    hidden_free(tls->record, RECORD_BYTES);
     free(tls->peer);
     free(tls);
 }
 
 static const struct transport_ops tls_ops = {
     .start = tls_start,
+    .check = tls_check_peer,
+    .is_peer = tls_is_peer,
     .read = tls_read,
     .write = tls_write,
     .wants = tls_wants,
@@ -476,7 +538,8 @@ struct transport *transport_tls(int fd, const struct credentials *credentials, c
                                         .ahead = RECORD_BYTES + RECORD_AROUND};
     tls->credentials = credentials;
     tls->peer = peer ? strdup(peer) : NULL;
-    if ((peer && !tls->peer) || tls_open(tls) < 0) {
+    tls->record = hidden_alloc(RECORD_BYTES);
+    if ((peer && !tls->peer) || !tls->record || tls_open(tls) < 0) {
         tls_free(&tls->transport);
         return NULL;
     }

@@ -2,9 +2,12 @@
 #include "wire/transport.h"
 
 #include <linux/sockios.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+
+#include "wire/owner.h"
 
 enum { DRAIN_BYTES = 8 << 20 };
 
@@ -41,9 +44,10 @@ void transport_socket_end(struct transport *transport)
     for (size_t read = 0; read < DRAIN_BYTES;) {
         ssize_t n = recv(transport->fd, scratch, sizeof(scratch), MSG_DONTWAIT);
         if (n <= 0)
-            return;
+            break;
         read += (size_t)n;
     }
+    explicit_bzero(scratch, sizeof(scratch));
 }
 
 uint64_t transport_socket_unsent(const struct transport *transport)
@@ -61,6 +65,18 @@ static int plain_start(struct transport *transport, struct error *err)
     (void)transport;
     (void)err;
     return 1;
+}
+
+static int plain_check(struct transport *transport, struct error *err)
+{
+    return transport->shared ? tcp_check_owner(transport->fd, err) : 1;
+}
+
+static bool plain_is_peer(const struct transport *transport, const char *name)
+{
+    (void)transport;
+    (void)name;
+    return false;
 }
 
 static ssize_t plain_read(struct transport *transport, const struct iovec *iov, size_t count,
@@ -109,6 +125,8 @@ static void plain_free(struct transport *transport)
 
 static const struct transport_ops plain_ops = {
     .start = plain_start,
+    .check = plain_check,
+    .is_peer = plain_is_peer,
     .read = plain_read,
     .write = plain_write,
     .wants = plain_wants,

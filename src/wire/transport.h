@@ -19,6 +19,13 @@ struct transport_ops {
     /* Does what has to be done before the first byte.  1: it is up, 0: not yet, -1: *err. */
     int (*start)(struct transport *transport, struct error *err);
 
+    /* Whether who is at the other end may be there; called when it has said the first thing.  1:
+     * yes, 0: it is about to leave, -1: *err. */
+    int (*check)(struct transport *transport, struct error *err);
+
+    /* Whether the peer has proved that this name, or address, is its own. */
+    bool (*is_peer)(const struct transport *transport, const char *name);
+
     /* Bytes that have landed in the pieces, in order; 0: none now; -1: *err. */
     ssize_t (*read)(struct transport *transport, const struct iovec *iov, size_t count,
                     struct error *err);
@@ -53,6 +60,7 @@ struct transport {
     uint64_t taken_usec;
     const char *kind; /* for people: "plain text", "TLS 1.3, ..." */
     bool exposed;     /* plain text, beyond this host; set by whoever made it */
+    bool shared;      /* plain text, by a loopback that other users have too; set likewise */
     size_t ahead;     /* bytes of the socket that it may have taken and not given to anybody */
 };
 

@@ -32,6 +32,7 @@ REPO = Path(__file__).resolve().parents[2]
 SHARED = "/run/shared"
 PIDS_PER_HOST = 5000
 HOSTS_WITH_OWN_PIDS = 6  # pids end at 32768
+SLOW = float(os.environ.get("GODWIT_SLOW", 1))  # how much slower than others this machine is
 
 
 class BedError(Exception):
@@ -62,12 +63,28 @@ def criu():
     return os.environ["GODWIT_CRIU"]
 
 
+def run_version(criu):
+    """The version that a CRIU tells, as a tuple of two numbers."""
+    text = subprocess.run([criu, "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, text.split()[1].split(".")[:2]))
+
+
+def fetched(what):
+    """Path of what scripts/setup has fetched for the tests besides ("other-criu", "crit"), or what GODWIT_OTHER_CRIU or
+    GODWIT_CRIT names; None if there is none."""
+    named = os.environ.get(f"GODWIT_{what.upper().replace('-', '_')}")
+    if named:
+        return named
+    done = subprocess.run([REPO / "scripts" / "setup", f"--print-{what}"], capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
 def wait_for(predicate, timeout=10, what=None, every=0.005):
-    """Calls predicate until it returns something true, and returns that; BedError after timeout seconds.
+    """Calls predicate until it returns something true, and returns that; BedError after timeout seconds (times SLOW).
 
     what says for the error what was waited for: a text, or a function that makes one then.
     """
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * SLOW
     while True:
         got = predicate()
         if got:
@@ -197,8 +214,8 @@ class Host(_Node):
     def run(self, argv, *, timeout=60, check=False, input=None, **kw):
         """Runs a command in the host to its end; returns a CompletedProcess with text stdout and stderr.
 
-        check=True raises BedError, with what the command said, if it fails.  TimeoutExpired after timeout seconds; the
-        command is killed then.
+        check=True raises BedError, with what the command said, if it fails.  TimeoutExpired after timeout seconds (times
+        SLOW); the command is killed then.
         """
         kw.setdefault("stdout", subprocess.PIPE)
         kw.setdefault("stderr", subprocess.PIPE)
@@ -206,7 +223,7 @@ class Host(_Node):
             kw["stdin"] = subprocess.PIPE
         with self.popen(argv, **kw) as p:
             try:
-                out, err = p.communicate(input, timeout=timeout)
+                out, err = p.communicate(input, timeout=timeout * SLOW)
             except BaseException:
                 p.kill()
                 p.wait()

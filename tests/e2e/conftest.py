@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bed as testbed  # noqa: E402
+from credentials import A, B, TLS  # noqa: E402
 from godwit import Godwit, Pair, make_hosts  # noqa: E402
 
 
@@ -59,6 +60,15 @@ def pair(bed, request):
 def two(bed):
     """Two hosts, a and b, with no daemon yet."""
     return make_hosts(bed, "a", "b")
+
+
+@pytest.fixture
+def issued(two):
+    """Hosts a and b, with credentials for both in a directory that both see."""
+    a, b = two
+    a.run("keygen", TLS, A, B, workdir=False)
+    a.run("keygen", "--psk", f"{TLS}/psk", workdir=False)
+    return a, b
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What test_failures.py is made of.
+"""What test_failures.py and test_lies.py are made of.
 
 Lane: two hosts with an image-proxy, an image-cache, and between them a man in the middle (relay.py's, run in this
 process on a thread of its own, so that its rules change while the daemons live on).  Lanes work side by side, because

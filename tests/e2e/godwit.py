@@ -20,11 +20,12 @@ import subprocess
 import time
 
 import bed as testbed
-from bed import SHARED, read_counter, wait_for, workload
+from bed import SHARED, SLOW, read_counter, wait_for, workload
 
-USAGE, CRIU, PEER, NOT_FOUND, LIMIT, DOUBT, BUSY, REFUSED, ABORTED = 2, 3, 4, 5, 6, 7, 8, 9, 10
+FAILED, USAGE, CRIU, PEER, NOT_FOUND, LIMIT, DOUBT, BUSY, REFUSED, ABORTED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 WORKDIR = "/run/godwit"
+STARTER = "godwit-starter"
 MIB = 1 << 20
 
 
@@ -41,6 +42,17 @@ def without_credentials(argv):
     return [] if any(str(a).startswith(("--tls-", "--psk-file")) for a in argv) else ["--insecure"]
 
 
+def patience(argv):
+    """On a slow machine, that many times that of others for a peer that is silent, unless the arguments say how much."""
+    return ["--timeout", 10 * SLOW] if SLOW > 1 and "--timeout" not in argv else []
+
+
+def starter_of(host, pid):
+    """The pid of the half of an image-cache that is root, by that of the other; None when there is none."""
+    return next((p for p in host.pids() if host.read(f"/proc/{p}/comm", "") == STARTER + "\n"
+                 and host.read(f"/proc/{p}/stat", ") ? 0").rsplit(")", 1)[1].split()[1] == str(pid)), None)
+
+
 class Running:
     """A command under way in a host."""
 
@@ -52,7 +64,7 @@ class Running:
     def end(self, code=0, timeout=60):
         """Waits for its end, which must have this exit status; returns its output."""
         try:
-            out, err = self.process.communicate(timeout=timeout)
+            out, err = self.process.communicate(timeout=timeout * SLOW)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
@@ -116,7 +128,7 @@ class Daemon:
         finally:
             os.close(w)
         try:
-            ready = select.select([r], [], [], 10)[0] and os.read(r, 10)
+            ready = select.select([r], [], [], 10 * SLOW)[0] and os.read(r, 10)
         finally:
             os.close(r)
         if ready != b"\0":
@@ -128,6 +140,11 @@ class Daemon:
     @property
     def alive(self):
         return self.host.pid_alive(self.pid)
+
+    @property
+    def pids(self):
+        """Of its processes: an image-cache is two."""
+        return [p for p in (self.pid, starter_of(self.host, self.pid)) if p]
 
     def log(self):
         return self.host.read(self.log_path, "")
@@ -170,7 +187,7 @@ class Godwit:
     # ---- daemons ----
 
     def daemon(self, name, *argv, **kw):
-        daemon = Daemon(self, name, argv, **kw)
+        daemon = Daemon(self, name, [*patience(argv), *argv], **kw)
         self.daemons.append(daemon)
         return daemon
 
@@ -203,10 +220,13 @@ class Godwit:
         return self.begin(command, *argv, **kw).end(code, timeout)
 
     def begin_dump(self, pid, *argv, **kw):
-        return self.begin("dump", "--remote", "-t", pid, *argv, **kw)
+        return self.begin("dump", "--remote", "-t", pid, *patience(argv), *argv, **kw)
 
     def dump(self, pid, *argv, code=0, timeout=60, **kw):
         return self.begin_dump(pid, *argv, **kw).end(code, timeout)
+
+    def pre_dump(self, pid, *argv, code=0, timeout=60, **kw):
+        return self.run("pre-dump", "--remote", "-t", pid, *patience(argv), *argv, code=code, timeout=timeout, **kw)
 
     def begin_restore(self, *argv, **kw):
         return self.begin("restore", "--remote", *argv, **kw)
@@ -216,7 +236,7 @@ class Godwit:
         return self.begin_restore("-d", *argv, **kw).end(code, timeout)
 
     def begin_migrate(self, pid, target, *argv, **kw):
-        return self.begin("migrate", "-t", pid, target, *without_credentials(argv), *argv, **kw)
+        return self.begin("migrate", "-t", pid, target, *without_credentials(argv), *patience(argv), *argv, **kw)
 
     def migrate(self, pid, target, *argv, code=0, timeout=60, **kw):
         return self.begin_migrate(pid, target, *argv, **kw).end(code, timeout)

@@ -116,6 +116,22 @@ def test_restore_takes_image_plus_process(pair):
     check_memory(pair.b.host, pid, path, 1)
 
 
+def test_restore_of_the_last_of_a_chain_takes_no_more(pair):
+    """Its pages go to criu from where they lie."""
+    pid, path = large(pair.a.host, 256)
+    process = pair.a.host.rss(pid)
+    pair.a.pre_dump(pid)
+    pair.a.dump(pid, "--snapshot", "big")
+    image = pair.b.tmpfs_used()
+    assert image > 256 * MIB
+    with Watch(pair.b, pair.cache) as watch:
+        pair.b.restore()
+    assert watch.samples > 10 and watch.peak > image + process / 2, "the watch saw no restore"
+    assert watch.peak < (image + process) * 1.1, f"{watch.peak / MIB:.0f} MiB for {image / MIB:.0f} + {process / MIB:.0f}"
+    assert pair.b.used_bytes() == 0 and pair.b.tmpfs_used() < MIB
+    check_memory(pair.b.host, pid, path, 1)
+
+
 def test_cache_gives_memory_back(pair):
     """After restored, forgotten, refused and broken-off snapshots nothing is in use, and the cache itself is small."""
     pid, path = large(pair.a.host, 128)

@@ -435,6 +435,18 @@ def test_dry_run(accepting):
     assert not b.host.pid_alive(counter.pid)
 
 
+def test_dry_run_with_a_problem_here(accepting):
+    """The other host is asked all the same, and what stands in the way here is still known in the end."""
+    a, _ = accepting
+    job = a.host.popen(["sleep", "60"])  # leads no session
+    for command in (("migrate", "-t", job.host_pid, TARGET, "--insecure", "--dry-run"),
+                    ("check", TARGET, "--insecure", "-t", job.host_pid)):
+        last = a.run(*command, code=REFUSED).err.splitlines()[-1]
+        assert last.startswith(f"godwit {command[0]}: ") and "session" in last, last
+    job.kill()
+    job.wait()
+
+
 def test_downtime_is_what_the_process_felt(two):
     """The longest pause of a heartbeat inside and the downtime that godwit reports differ by at most 10 ms.
 
@@ -489,7 +501,8 @@ def test_nobody_there(two):
     a, b = two
     counter = Counter(a.host)
     done = a.migrate(counter.pid, TARGET, code=PEER)
-    assert "Connection refused" in done.err and done.err.count("\n") == 1 and done.seconds < 5
+    assert "Connection refused" in done.err and "`godwit image-cache` on that host" in done.err
+    assert done.err.count("\n") == 1 and done.seconds < 5
     done = a.migrate(counter.pid, f"unix:{SHARED}/none", code=PEER)
     assert "No such file" in done.err
     for command, said in (("exit 3", "status 3"), ("no-such-command", "not found"), ("echo this is no godwit", ""), ("true", "status 0")):
@@ -582,6 +595,7 @@ def test_nothing_is_in_doubt(accepting):
     assert a.run("resolve").out == b.run("resolve").out == "nothing is in doubt on this host\n"
     assert a.run("resolve", "no-such-one", "--kill", code=NOT_FOUND).err.count("\n") == 1
     assert b.run("resolve", "no-such-one", "--kill", code=NOT_FOUND).err.count("\n") == 1
+    assert "no such migration" in b.run("resolve", "no-such-one", code=NOT_FOUND).err
     a.run("resolve", "x", "--kill", "--resume", code=USAGE)
     a.run("resolve", "--kill", code=USAGE)
 
@@ -666,12 +680,23 @@ def test_interrupted(accepting):
     assert b.snapshots() == {} and b.used_bytes() == 0
 
 
+def test_configuration_of_ones_own(two):
+    """With --config criu is not started ahead, which takes that option, and all the rest is as ever."""
+    a, b = two
+    b.cache("--accept", "--accept-options", "any")
+    counter = Counter(a.host)
+    a.migrate(counter.pid, TARGET, "--", "--config", "/dev/null")
+    counter.runs_on(b.host)
+
+
 def test_same_process_twice(accepting):
     a, b = accepting
     pid = a.host.spawn([workload("selfcheck"), "128", f"{SHARED}/self"])
     a.host.wait_text(f"{SHARED}/self", "ok 0", 30)
     first = a.begin_migrate(pid, TARGET)
     a.host.wait_for(lambda: a.host.state(pid) == "t" or first.ended, 20, "the freeze")
+    a.host.kill(first.process.host_pid, signal.SIGSTOP)
     assert "already" in a.migrate(pid, TARGET, code=BUSY).err
+    a.host.kill(first.process.host_pid, signal.SIGCONT)
     first.end()
     check_memory(b.host, pid, f"{SHARED}/self", 1)

@@ -21,6 +21,7 @@ import pytest
 
 import bed as testbed
 from failures import CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, check_breaks, comm, criu_broke_it, one_line, point_name, program
+from godwit import STARTER, starter_of
 from live import PAGER
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -77,7 +78,8 @@ class MigrateLane(Lane):
         """{pid: program} of criu, hooks and godwit on a host, the image-cache of the lane left out."""
         found = {}
         for pid in host.pids():
-            name = PAGER if comm(host, pid) == PAGER else program(host, pid)
+            own = comm(host, pid)
+            name = own if own in (PAGER, STARTER) else program(host, pid)
             if name in ("criu", "godwit-hook", "godwit", PAGER) and pid != self.cache.host_pid and host.pid_alive(pid):
                 found[pid] = name
         return found
@@ -251,7 +253,8 @@ def test_link(lanes, points, action):
 
 # ---- 2. programs ----
 
-VICTIMS = ["migrate", "criu", "hook", "cache", "keeper", "criu-b", "hook-b", "pager", "standby"]
+VICTIMS = ["migrate", "criu", "hook", "cache", "starter", "keeper", "criu-b", "hook-b", "pager", "standby"]
+HALVES = ("cache", "starter")
 
 
 def victims(lane, migrate, who):
@@ -260,6 +263,9 @@ def victims(lane, migrate, who):
         return lane.a, [migrate.host_pid] if migrate.poll() is None else []
     if who == "cache":
         return lane.b, [lane.cache.host_pid]
+    if who == "starter":
+        starter = starter_of(lane.b, lane.cache.host_pid)
+        return lane.b, [starter] if starter else []
     if who in ("criu", "hook"):
         return lane.a, lane.relatives(migrate, "godwit-hook" if who == "hook" else "criu")
     if who == "keeper":
@@ -290,7 +296,7 @@ def program_case(direction, kind, who, sig):
         strike(host, pids, sig)
         if sig == signal.SIGSTOP:
             time.sleep(0.3)
-        elif who == "cache" and pids:
+        elif who in HALVES and pids:  # neither lives without the other
             lane.cache.wait()
             lane.start_cache()  # as its unit or an operator would
         lane.man.release()
@@ -317,7 +323,7 @@ def test_killed(lanes, points, who):
     assert sum(v.startswith("hit") for _, v in got) >= least.get(who, 8), got
 
 
-@pytest.mark.parametrize("who", ["migrate", "cache", "criu-b"])
+@pytest.mark.parametrize("who", ["migrate", "cache", "starter", "criu-b"])
 def test_late(lanes, points, who):
     """What comes late is as good as what comes in time."""
     lanes.run([program_case(d, k, who, signal.SIGSTOP) for d, k in points])
@@ -433,7 +439,7 @@ def remove_image(lane, pid):
 
 def take_memory(lane, pid):
     """There is no room for the process at b by now: criu is refused what it asks for."""
-    cache = lane.cache.host_pid
+    takers = [lane.cache.host_pid, *(p for p, name in lane.ours(lane.b).items() if name == "criu")]
     seen = [0]
 
     def all_there():
@@ -443,7 +449,8 @@ def take_memory(lane, pid):
     testbed.wait_for(all_there, 5, lambda: f"the memory to be there: {seen}", every=0.1)
 
     def limit(size):
-        lane.b.run(["prlimit", "--pid", str(cache), f"--as={size}:"], check=True)
+        for taker in takers:
+            lane.b.run(["prlimit", "--pid", str(taker), f"--as={size}:"])
 
     limit(48 << 20)
     return lambda: limit("unlimited")
@@ -453,6 +460,27 @@ def test_restore_fails(lanes):
     """What pre-flight cannot see: the process runs on at the source, which says why."""
     lanes.run([failing_case("pid taken", take_pid), failing_case("images damaged", damage_images),
                failing_case("image missing", remove_image), failing_case("no memory", take_memory, mib=64)])
+
+
+def test_criu_waits_for_the_last_word(lanes):
+    """It has been started at b before that comes."""
+
+    def case(lane):
+        pid, out = lane.spawn()
+        lane.man.arm((f"up:{FRAMES['SNAPSHOT_END']}", "hold"))
+        migrate = lane.migrate(pid)
+        testbed.wait_for(lambda: lane.man.is_held.is_set() or migrate.poll() is not None, 10, "the frame")
+        try:
+            testbed.wait_for(lambda: "criu" in lane.ours(lane.b).values(), 5, "criu to wait")
+        finally:
+            lane.man.release()
+            status, err = lane.end(migrate, "migrate")
+            lane.man.disarm()
+        if status:
+            raise Broken(f"{status} {err}")
+        return judge(lane, pid, out, status, err)
+
+    lanes.run([("ahead", case)])
 
 
 # ---- 5. the operator ----
@@ -535,7 +563,7 @@ def random_case(seed):
         time.sleep(max(0, at - (time.monotonic() - began)))
         host, pids = victims(lane, migrate, who)
         strike(host, pids, signal.SIGKILL)
-        if who == "cache":
+        if who in HALVES:
             lane.cache.wait()
             lane.start_cache()
         killed = who == "migrate" and bool(pids)
@@ -605,7 +633,7 @@ def filling_case(name, strike_it):
         killed = migrate.wait(20) == -signal.SIGKILL
         status, err = lane.end(migrate, "migrate")
         lane.man.disarm()
-        if strike_it is restart_cache:
+        if strike_it in (restart_cache, restart_by_starter):
             forget_notes(lane)
         got = judge(lane, pid, out, status, err, killed=killed)
         if not got.startswith("b"):
@@ -633,11 +661,16 @@ def strike_one(who):
     return do
 
 
-def restart_cache(lane, migrate):
-    lane.b.kill(lane.cache.host_pid)
+def restart_cache(lane, migrate, who="cache"):
+    host, pids = victims(lane, migrate, who)
+    strike(host, pids, signal.SIGKILL)
     lane.cache.wait()
     lane.start_cache()
     return True
+
+
+def restart_by_starter(lane, migrate):
+    return restart_cache(lane, migrate, "starter")
 
 
 def reset_link(lane, migrate):
@@ -650,7 +683,7 @@ def test_fill_is_struck(lanes):
     # A fill is short; these two are there to its end, so that one of a few comes in time.
     cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("pager", "standby") * 3]
     cases += [filling_case(f"{who} killed", strike_one(who)) for who in ("migrate", "criu-b", "hook-b", "keeper")]
-    cases.append(filling_case("cache killed", restart_cache))
+    cases += [filling_case("cache killed", restart_cache), filling_case("starter killed", restart_by_starter)]
     cases.append(filling_case("the link is reset", reset_link))
     got = lanes.run(cases * (5 if FULL else 1), lanes=2)
     assert {name for name, result in got if result.startswith("hit")} >= {"pager killed", "standby killed"}, got
@@ -671,7 +704,7 @@ def forgotten_case(name, strike_it):
         status, err = lane.end(migrate, "migrate")
         lane.man.disarm()
         strike(lane.b, pagers, signal.SIGCONT)
-        if strike_it is restart_cache:
+        if strike_it in (restart_cache, restart_by_starter):
             forget_notes(lane)
         got = judge(lane, pid, out, status, err)
         if not got.startswith(f"b; migrate: {MOVED} "):
@@ -682,7 +715,8 @@ def forgotten_case(name, strike_it):
 
 
 def test_fill_goes_on_without_a_keeper(lanes):
-    lanes.run([forgotten_case("keeper killed", strike_one("keeper")), forgotten_case("cache killed", restart_cache)])
+    lanes.run([forgotten_case("keeper killed", strike_one("keeper")), forgotten_case("cache killed", restart_cache),
+               forgotten_case("starter killed", restart_by_starter)])
 
 
 # ---- the table ----

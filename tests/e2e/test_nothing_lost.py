@@ -140,7 +140,7 @@ def test_many_tasks(pair):
     pid = a.spawn(["sh", "-c", FAMILY, "-", "30"])
 
     def family(host):
-        own = {pair.proxy.pid, pair.cache.pid}
+        own = {*pair.proxy.pids, *pair.cache.pids}
         tasks = {}
         for p in host.pids():
             if p not in own and (stat := host.read(f"/proc/{p}/stat", "")):

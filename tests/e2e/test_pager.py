@@ -89,6 +89,25 @@ def test_runs_while_it_is_filled(bed, pager, which):
     assert space.stat().st_blocks * 512 < 4 << 20  # it has been given back
 
 
+def test_nothing_is_read_to_be_skipped(bed, pager):
+    """It reads its maps; each page goes from where it lies to where it belongs, and all that are listed do."""
+    host = pager.host
+    pid = spawn(bed, host, 192)
+    pager.dump(pid, 16)
+    pager.tool("start", IMAGES, WORK)
+    leader = pager.look()["leader"]
+    assert pager.restore().returncode == 0
+    pager.tool("release", IMAGES)
+    read = 0
+    while pager.look()["alive"]:
+        text = host.read(f"/proc/{leader}/io", "")
+        read = int(text.split("rchar: ")[1].split()[0]) if "rchar: " in text else read
+    view = pager.end()
+    assert view["filled"] == view["pages"] > 192 * 256 and view["takeovers"] == 0
+    assert 0 < read < 1 << 20, f"{read} bytes were read by read()"
+    check_memory(host, pid, f"{SHARED}/out", 1)
+
+
 def test_killed_while_criu_restores(bed, pager):
     """Before criu has finished, and once more when it has."""
     host = pager.host

@@ -15,37 +15,11 @@ import time
 import pytest
 
 from bed import REPO, SHARED, wait_for, workload
-from godwit import ABORTED, BUSY, MIB, PEER, USAGE, WORKDIR, Counter, Godwit, check_memory, program
+from credentials import A, B, TARGET, TLS, options, psk, x509
+from godwit import ABORTED, BUSY, MIB, PEER, REFUSED, USAGE, WORKDIR, Counter, Godwit, check_memory, program
 
-TARGET = "10.77.0.2"
-TLS = f"{SHARED}/tls"
 DEFAULT = "/etc/godwit/tls"
 RELAY = REPO / "tests" / "e2e" / "relay.py"
-A, B = "a,10.77.0.1,fd77::1", "b,10.77.0.2,fd77::2,127.0.0.1"
-
-
-def x509(host, ca=TLS):
-    """Options for a host that has what `godwit keygen` has made for it."""
-    here = f"{ca}/{host}"
-    return ["--tls-cacert", f"{here}/cacert.pem", "--tls-cert", f"{here}/cert.pem", "--tls-key", f"{here}/key.pem"]
-
-
-def psk(name="psk"):
-    return ["--psk-file", f"{TLS}/{name}"]
-
-
-@pytest.fixture
-def issued(two):
-    """Hosts a and b, with credentials for both in a directory that both see."""
-    a, b = two
-    a.run("keygen", TLS, A, B, workdir=False)
-    a.run("keygen", "--psk", f"{TLS}/psk", workdir=False)
-    return a, b
-
-
-def options(kind, host):
-    return x509(host) if kind == "certificates" else psk()
-
 
 
 # ---- it works ----
@@ -378,13 +352,13 @@ for i in range(60):
 print("ready", flush=True)
 sys.stdin.read()
 """
-    before = cache.rss()
+    before, fds = cache.rss(), len(cache.fds())
     strangers = a.host.popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert strangers.stdout.readline() == "ready\n"
         time.sleep(0.5)
         assert cache.rss() - before < 30 * MIB
-        wait_for(lambda: cache.log().count("did not finish the handshake within 2 s") == 60, 6, lambda: cache.log()[-2000:])
+        wait_for(lambda: "did not finish the handshake within 2 s" in cache.log() and len(cache.fds()) <= fds, 6, lambda: cache.log()[-2000:])
         counter = Counter(a.host)
         a.migrate(counter.pid, TARGET, *x509("a"))
         counter.runs_on(b.host)
@@ -474,3 +448,75 @@ def test_harm_to_a_data_connection(issued):
     assert "data connection" in done.err
     cache.wait_log("integrity error")
     check_memory(a.host, pid, f"{SHARED}/self", 1)
+
+
+# ---- who may start what: --accept-from, --accept-options ----
+
+def asks(a, counter, here, *criu, refusal=None):
+    """Asks for a migration by --check and in earnest; what is refused is so before anything is touched."""
+    passed = ["--", *criu] if criu else []
+    done = a.run("migrate", "-t", counter.pid, TARGET, *here, *passed, code=REFUSED if refusal else 0)
+    assert not refusal or refusal in done.err + done.out, done.out + done.err
+    return done
+
+
+@pytest.mark.parametrize("names, allowed", [("a", "a"), ("x,10.77.0.1", "a"), ("c", "c"), ("fd77::3,other", "c")])
+def test_accept_from(issued, names, allowed):
+    """The names of the certificate count, not what a host says of itself."""
+    a, b = issued
+    a.run("keygen", TLS, "c,fd77::3", workdir=False)
+    cache = b.cache("--accept", "--accept-from", names, *x509("b"))
+    counter = Counter(a.host)
+    other = "c" if allowed == "a" else "a"
+    asks(a, counter, x509(other), refusal="its --accept-from has no name of this host's certificate")
+    assert cache.log().count("host a may start no restore: the image-cache there starts restores for others only") == 1
+    told = a.run("check", TARGET, *x509(other), code=REFUSED)
+    assert "--accept-from" in told.out and "criu" not in told.out.split("b: ", 1)[-1].splitlines()[0]
+    counter.runs_on(a.host)
+    assert b.snapshots() == {}
+    asks(a, counter, x509(allowed))
+    counter.runs_on(b.host)
+
+
+def test_accept_from_wants_certificates(issued):
+    a, b = issued
+    for argv in (psk(), ["--insecure"], ["--address", "127.0.0.1"]):
+        done = b.run("image-cache", "--accept", "--accept-from", "a", *argv, code=USAGE, timeout=10)
+        assert "--accept-from: only certificates tell" in done.err.splitlines()[-1]
+    for argv, text in ((["--accept-from", "a"], "narrow --accept"), (["--accept", "--accept-from", "a,,b"], "separated by commas"),
+                       (["--accept-options", "root"], "narrow --accept"), (["--accept", "--accept-options", "images-dir"], "images-dir"),
+                       (["--accept", "--accept-options", "--root"], "no name of an option"),
+                       (["--accept", "--accept-options", "root=/"], "no name of an option")):
+        done = b.run("image-cache", *argv, code=USAGE, timeout=10)
+        assert text in done.err and done.err.count("\n") == 1, done.err
+
+
+@pytest.mark.parametrize("option", [["--action-script=/bin/true"], ["--action-scr=/bin/true"], ["--libdir", "/tmp"], ["--root", "/"], ["-r/"],
+                                    ["--exec-cmd"], ["--tcp-est"], ["--tcp-established=x", "y"], ["-jr/"]])
+def test_options_that_are_not_taken(issued, option):
+    """What criu would run, load, or look for somewhere else is not for others to say."""
+    a, b = issued
+    cache = b.cache("--accept", *x509("b"))
+    counter = Counter(a.host)
+    asks(a, counter, x509("a"), *option, refusal="is not among the options for criu")
+    assert "may start no restore: " in cache.log()
+    counter.runs_on(a.host)
+
+
+def test_options_that_are_taken(issued):
+    a, b = issued
+    b.cache("--accept", "--accept-options", "file-locks,verbosity", *x509("b"))
+    counter = Counter(a.host)
+    asks(a, counter, x509("a"), "--tcp-close", refusal="--tcp-close: is not among")
+    asks(a, counter, x509("a"), "--file-locks", "-v4")
+    counter.runs_on(b.host)
+
+
+def test_handed_over(issued):
+    """Who brings a connection himself may do anything here: a name is not asked for."""
+    a, b = issued
+    cache = b.cache("--accept", "--accept-from", "nobody", *x509("b"))
+    counter = Counter(b.host)
+    done = b.run("check", f"exec:{program()} image-cache --stdio --accept --once -W {WORKDIR}")
+    assert "--accept-from" not in done.out and "may start no restore" not in cache.log()
+    counter.runs_on(b.host)

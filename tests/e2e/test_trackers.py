@@ -7,14 +7,16 @@ the criu that it starts (workload `lacking`).
 
 import ctypes
 import mmap
+import re
 import signal
 import struct
+import time
 
 import pytest
 
-from bed import workload
-from godwit import Running, program
-from live import Between, Churn
+from bed import criu, workload
+from godwit import Running, patience, program
+from live import Between, Churn, ours
 
 KINDS = {
     "threads": (["--threads", 4, "--mib", 32], 4),
@@ -27,13 +29,16 @@ class Lacking(Between):
     """Two hosts, and a `godwit migrate` for which the kernel lacks features."""
 
     features = []
+    environment = []
 
     def begin(self, pid, *argv):
         # criu notes in a file what the kernel has.  Without all of userfaultfd it calls the kernel too old, so that stays.
         if "scan" in self.features:
             self.here.host.path("/run/criu.kdat").unlink(missing_ok=True)
-        return Running(self.here, [workload("lacking"), *self.features, program(), "migrate", "-W", self.here.workdir, "-t", pid,
-                                   self.there.host.address, "--insecure", "--json", *argv], cwd=self.here.cwd)
+            # On a slow machine it takes longer to make it anew than godwit waits for criu check.
+            self.here.host.run([workload("lacking"), *self.features, criu(), "check"])
+        return Running(self.here, ["env", *self.environment, workload("lacking"), *self.features, program(), "migrate", "-W", self.here.workdir, "-t", pid,
+                                   self.there.host.address, "--insecure", "--json", *patience(argv), *argv], cwd=self.here.cwd)
 
 
 def has_soft_dirty():
@@ -81,8 +86,10 @@ def test_soft_dirty(lacking, features, kind):
     for n in range(3):
         slowly = ["--downtime", 1, "--max-rounds", 6, "--bandwidth", "40M"] if n % 2 == 0 else []
         told = lacking.move(churn, "--tracker", "soft-dirty", *slowly, *(["--verify"] if n == 1 else []))
-        assert "criu has dumped all memory again" not in warnings(told) and "cannot be followed" not in warnings(told)
-        assert told.last["stopped"] > 0
+        assert "criu has dumped all memory again" not in warnings(told) and told.last["stopped"] > 0
+        # Now and then one is in vfork for too long, where all is slow; it is then criu's.
+        unfollowed = re.search(r"(\d+) of (\d+) processes cannot be followed", warnings(told))
+        assert not unfollowed or int(unfollowed[1]) < int(unfollowed[2]), warnings(told)
 
 
 @pytest.mark.skipif(has_soft_dirty(), reason="this kernel has soft-dirty bits")
@@ -92,11 +99,46 @@ def test_no_soft_dirty(lacking):
     assert "no soft-dirty bits" in warnings(told) and "cannot be followed" in warnings(told)
 
 
-def test_no_filter(lacking):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tracker, features", [("auto", []), ("compare", []), ("compare", ["scan"])], ids=str)
+def test_nothing_is_preloaded(lacking, tracker, features, kind):
+    """criu's scans are answered from outside."""
+    lacking.features = features
+    told = lacking.move(start(lacking, kind), "--tracker", tracker, "--no-scan-filter", "--verify")
+    assert "criu has dumped all memory again" not in warnings(told)
+
+
+def test_static_criu(lacking):
+    """Nothing can be preloaded into it, which godwit sees."""
+    lacking.environment = [f"GODWIT_CRIU={workload('static_criu')}", f"CRIU={criu()}"]
+    told = lacking.move(start(lacking), "--verify")
+    assert "criu has dumped all memory again" not in warnings(told)
+
+
+@pytest.mark.parametrize("tracker", ["auto", "compare"])
+def test_nothing_is_preloaded_and_seccomp(lacking, tracker):
     """criu dumps all of it, and what godwit has copied is right all the same."""
-    churn = start(lacking)
-    told = lacking.move(churn, "--tracker", "compare", "--no-scan-filter", "--verify")
+    churn = Churn(lacking.here.host, "--seccomp", 1, "--mib", 16)
+    told = lacking.move(churn, "--tracker", tracker, "--no-scan-filter", "--verify")
     assert "criu has dumped all memory again" in warnings(told)
+
+
+def test_nobody_answers(lacking):
+    """godwit is killed while criu waits for its answer: criu is told that there is no such call, and gives up."""
+    churn = start(lacking)
+    here = lacking.here.host
+    migrate = lacking.begin(churn.pid, "--no-scan-filter")
+    dump = here.wait_for(lambda: next((pid for pid, name in ours(lacking.here).items() if name == "criu"), None), 20, "criu")
+    godwits = [pid for pid, name in ours(lacking.here).items() if name == "godwit"]
+    for sig in signal.SIGSTOP, signal.SIGKILL:
+        for pid in godwits:
+            here.kill(pid, sig)
+        time.sleep(0.5)
+    migrate.process.wait(20)
+    here.wait_for(lambda: not here.pid_alive(dump), 20, "criu to end")
+    lacking.there.host.wait_for(lambda: not ours(lacking.there), 20, "the copy to be dropped")
+    churn.runs_on(here)
+    churn.check_all(here)
 
 
 def test_only_uffd(lacking):

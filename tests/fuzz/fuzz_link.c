@@ -5,18 +5,19 @@
  *   bit 1   checks of frames are mended, so that what is behind them is reached
  *   bit 2   digests and sums of items are mended too
  *   bit 3   a small memory limit
- *   bit 4   in pieces of a few bytes
+ *   bit 4   in pieces, of 7 bytes, of 8 and so on
  * The highest byte of a session's number is that of the stream over which the frame is said to have
  * come; each joins when it is first named, and the first of them is lost when the link is.
  */
 #include "fuzz.h"
 
-#include <fcntl.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "base/digest.h"
+#include "canned.h"
+#include "criu/allow.h"
 #include "migrate/receiver.h"
+#include "store/chain.h"
 #include "unit/peer.h"
 
 enum {
@@ -106,33 +107,13 @@ static const uint8_t *mend(const struct cache *cache, struct stream *stream, str
         end.spaces = stream->spaces;
         end.bytes = stream->bytes;
         message = &end.base;
+        stream->images = stream->spaces = 0; /* another may follow in the same session */
+        stream->bytes = 0;
     }
     if (!message)
         return payload;
     frame->length = (uint32_t)protobuf_c_message_pack(message, mended);
     return mended;
-}
-
-/* Writes the right checks into all frames of a stream that are whole. */
-static void mend_checks(uint8_t *bytes, size_t length)
-{
-    for (size_t at = 0; length - at >= WIRE_HEADER_BYTES;) {
-        uint8_t *header = bytes + at;
-        struct frame frame = {
-            .type = get_le16(header),
-            .flags = get_le16(header + 2),
-            .length = get_le32(header + 4),
-            .session = get_le32(header + 8),
-            .item = get_le32(header + 12),
-            .offset = get_le64(header + 16),
-        };
-        if (!frame_is_bulk(frame.type) && frame.length > length - at - WIRE_HEADER_BYTES)
-            return;
-        frame_encode(&frame, header + WIRE_HEADER_BYTES, header);
-        if (frame.length > length - at - WIRE_HEADER_BYTES)
-            return;
-        at += WIRE_HEADER_BYTES + frame.length;
-    }
 }
 
 /* ---- the cache ---- */
@@ -141,7 +122,7 @@ static void on_held(struct receiver *receiver, struct snapshot *snapshot, void *
 {
     (void)receiver;
     (void)user;
-    must(snapshot->state == SNAPSHOT_HELD);
+    must(snapshot->state == (snapshot->pre_dump ? SNAPSHOT_PRE_DUMPED : SNAPSHOT_HELD));
 }
 
 static void on_dropped(struct receiver *receiver, const char *id, const struct error *err,
@@ -153,8 +134,21 @@ static void on_dropped(struct receiver *receiver, const char *id, const struct e
     must(!store_find(cache->store, id));
 }
 
+static int on_admit(const Godwit__Pb__SnapshotBegin *begin, void *user, struct error *err)
+{
+    (void)user;
+    return criu_allow(NULL, begin->options, begin->n_options, err);
+}
+
+static void on_freezing(struct receiver *receiver, struct snapshot *snapshot, void *user)
+{
+    (void)receiver;
+    (void)user;
+    must(snapshot->restore && snapshot->state == SNAPSHOT_RECEIVING);
+}
+
 static const struct receiver_ops receiver_ops = {
-    .accept = true, .held = on_held, .dropped = on_dropped};
+    .admit = on_admit, .freezing = on_freezing, .held = on_held, .dropped = on_dropped};
 
 static struct receiver **cache_find(struct cache *cache, uint32_t session)
 {
@@ -271,6 +265,7 @@ static void on_down(struct link *link, const struct error *err, void *user)
 }
 
 static const struct link_ops link_ops = {
+    .peer = SENT_BY_SOURCE,
     .up = on_up,
     .control = on_control,
     .bulk_place = on_bulk_place,
@@ -280,58 +275,52 @@ static const struct link_ops link_ops = {
 
 /* ---- the peer ---- */
 
-static void say(sd_event *event, int fd, const struct bytes *bytes, size_t step,
-                const struct cache *cache)
+static void say(struct canned *canned, size_t step, const struct cache *cache)
 {
-    static char answer[1 << 16];
-    for (size_t at = 0; at < bytes->length && !cache->down;) {
-        ssize_t n =
-            send(fd, bytes->at + at, MIN(step, bytes->length - at), MSG_DONTWAIT | MSG_NOSIGNAL);
-        at += n > 0 ? (size_t)n : 0;
-        if (n < 0 && errno != EAGAIN)
-            break;
-        must(sd_event_run(event, 0) >= 0);
-        while (recv(fd, answer, sizeof(answer), MSG_DONTWAIT) > 0)
-            ;
+    for (; !canned_is_empty(canned) && !cache->down; step++) {
+        canned_give(canned, step);
+        must(sd_event_run(canned_loop(), 0) >= 0);
     }
-    shutdown(fd, SHUT_WR);
+    canned_end(canned);
     for (int i = 0; i < 1000 && !cache->down; i++)
-        must(sd_event_run(event, 0) >= 0);
+        must(sd_event_run(canned_loop(), 0) >= 0);
     must(cache->down);
 }
 
 static char *directory;
+static struct store *store; /* of all inputs: each leaves it empty */
 
-static void remove_directory(void)
+static void remove_store(void)
 {
+    store_close(store);
     directory_remove(directory);
 }
 
 static struct store *open_store(uint64_t limit)
 {
-    if (!directory) {
-        directory = directory_make();
-        atexit(remove_directory);
-    }
     struct error err;
-    struct store *store = store_open(directory, false, limit, &err);
-    must(store);
+    if (!store) {
+        directory = directory_make();
+        store = store_open(directory, limit, &err);
+        must(store);
+        atexit(remove_store);
+    }
+    store_budget(store)->limit = limit;
     return store;
 }
 
 /* After the link is gone there are whole snapshots and nothing else, and the sums are right. */
-static void check_store(struct store *store)
+static void empty_store(void)
 {
     uint64_t charge = 0;
     for (struct snapshot *s = store_first(store); s; s = s->next) {
-        must(s->state == SNAPSHOT_HELD);
+        must(s->state == SNAPSHOT_HELD || s->state == SNAPSHOT_PRE_DUMPED);
         charge += s->charge;
     }
-    must(store_budget(store)->used == charge);
+    must(store_budget(store)->used == charge + chains_bytes(store));
     while (store_first(store))
         snapshot_remove(store_first(store));
     must(store_budget(store)->used == 0);
-    store_close(store);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -345,16 +334,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t begin = mode & MODE_GREETED ? bytes.length : WIRE_PREAMBLE_BYTES;
     bytes_add(&bytes, data + 1, size - 1);
     if (mode & MODE_CHECKS && bytes.length > begin)
-        mend_checks(bytes.at + begin, bytes.length - begin);
+        bytes_mend_checks(&bytes, begin);
 
     struct cache cache = {.mode = mode, .store = open_store(mode & MODE_SMALL ? 100000 : MIB(16))};
-    int fds[2];
-    sd_event *event = NULL;
-    socket_pair(fds);
-    must(sd_event_new(&event) >= 0);
-    struct link *link = link_new(event, fds[0], 3600 * USEC_PER_SEC, &link_ops, &cache);
+    struct canned canned;
+    struct link *link = link_new_on(canned_loop(), canned_open(&canned, bytes.at, bytes.length),
+                                    3600 * USEC_PER_SEC, &link_ops, &cache);
     must(link);
-    say(event, fds[1], &bytes, mode & MODE_PIECES ? 7 : SIZE_MAX, &cache);
+    say(&canned, mode & MODE_PIECES ? 7 : SIZE_MAX, &cache);
     for (unsigned i = 0; i < SESSIONS; i++)
         receiver_free(cache.receivers[i]);
     for (unsigned i = 0; i < WIRE_STREAMS_MAX * ITEMS; i++) {
@@ -363,9 +350,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             digest_drop(&item->digest);
     }
     link_free(link);
-    close_fd(fds[1]);
-    sd_event_unref(event);
-    check_store(cache.store);
+    empty_store();
     bytes_free(&bytes);
     return 0;
 }

@@ -7,7 +7,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct lazy_areas areas = {0};
-    int r = lazy_areas_parse(data, size, &areas);
+    int r = lazy_areas_parse(data, size, size % 2, &areas);
     must(r == 0 || r == -EBADMSG);
     uint64_t next = 0, changes = 0;
     bool before = false;

@@ -142,6 +142,7 @@ def link_seeds():
         "same-id": begin + frame(100, BEGIN, session=2) + end,
         "bad-address": begin + space(1, 1, 1, (1 << 57, 0, [1])) + end,
         "goodbye": begin + frame(2, text(2, "bye"), session=0),
+        "goodbye-without-a-reason": begin + frame(2, number(1, 9), session=0),
         "heartbeats": frame(3, session=0) * 3 + begin,
         "interleaved": begin + frame(200, text(1, "a"), item=1) + frame(200, text(1, "b"), item=2)
         + frame(201, b"12", item=1) + frame(201, b"34", item=2) + frame(201, b"5", item=1, offset=2)
@@ -158,6 +159,41 @@ def link_seeds():
         "sums": begin + lists + frame(214, struct.pack("<QQ", 0x1000, 2) + bytes(16), item=1) + listed + end,
         "rounds": begin + lists + frame(220) + frame(211, page(3), item=1, offset=0x1000) + frame(220) + listed + end,
         "lazy": frame(100, BEGIN + number(6, 1) + number(8, 1)) + lists + listed + end,
+        "freezing": frame(100, BEGIN + number(6, 1) + text(7, "--tcp-established") + text(7, "-l")) + lists + frame(104) + listed + end,
+        "freezing-twice": begin + lists + frame(104) * 2 + listed + end,
+        "options": frame(100, BEGIN + text(7, "--ghost-limit") + text(7, "1M")) + lists + listed + end,
+        "another-option": frame(100, BEGIN + number(6, 1) + text(7, "--action-script=/x")) + lists + listed + end,
+    }
+    def snapshot(name, *items, pre_dump=1, parent="", nonce=0):
+        return (frame(100, text(1, name) + text(10, parent) + number(11, nonce) + number(12, pre_dump)) + b"".join(items)
+                + frame(101, number(1, 9)))
+
+    def based(item, kind, number_of, *frames, last=ITEM_END):
+        return (frame(210, number(1, kind) + number(2, number_of) + number(3, 1), item=item) + b"".join(frames)
+                + frame(212, last, item=item))
+
+    first = snapshot("seed", space(1, 1, 42, (0x1000, 1, [1])), frame(210, number(1, 2) + number(2, 7), item=2)
+                     + frame(212, ITEM_END, item=2))
+    more = frame(211, page(7), item=1, offset=0x2000, flags=2)
+    exist = frame(213, struct.pack("<QQ", 0x1000, 2), item=1, flags=2)
+    bodies |= {
+        "pre-dump": first,
+        "based": first + snapshot("next", based(1, 1, 42, more), parent="seed"),
+        "based-and-listed": first + snapshot("next", based(1, 1, 42, more, exist, last=ITEM_END + number(3, 1)),
+                                             image(2, "core-42.img", b"core"), parent="seed", pre_dump=0),
+        "based-twice": first + snapshot("next", based(1, 1, 42, more), parent="seed")
+        + snapshot("last", based(1, 1, 42), based(2, 1, 42), parent="next"),
+        "based-in-two-at-once": first + frame(100, text(1, "a") + text(10, "seed"), session=2)
+        + frame(210, number(1, 1) + number(2, 42) + number(3, 1), session=2, item=1)
+        + snapshot("next", based(1, 1, 42, more), parent="seed"),
+        "based-on-a-space-there-is-not": first + snapshot("next", based(1, 1, 43), parent="seed"),
+        "based-on-nothing": begin + based(1, 1, 42),
+        "parent-there-is-not": snapshot("next", spaces, parent="none"),
+        "parent-with-another-nonce": first + snapshot("next", spaces, parent="seed", nonce=1),
+        "parent-is-itself": snapshot("next", spaces, parent="next"),
+        "parent-shares-nothing": begin + spaces + end + snapshot("next", based(1, 1, 42), parent="seed"),
+        "pages-beside": snapshot("seed", image(1, "pages-1.img", b"x")),
+        "migration-with-a-parent": first + frame(100, text(1, "next") + number(6, 1) + text(10, "seed")),
     }
     # What the harness takes for frames of a data connection: its number is the highest byte of the session.
     def of(stream, body):
@@ -183,6 +219,7 @@ def link_seeds():
     }
     for name, body in bodies.items():
         save("link", name, bytes([ALL]) + body)
+    save("link", "based-small", bytes([ALL | SMALL]) + bodies["based"])
     save("link", "image-small", bytes([ALL | SMALL]) + begin + image(1, "a", b"x" * 9000) * 1
          + image(2, "b", b"y" * 3000) + end)
     save("link", "space-small", bytes([ALL | SMALL]) + bodies["descending"])
@@ -228,6 +265,33 @@ def page_server_seeds():
         for name, body in bodies.items():
             save("page_server", f"parse-{form}-{name}", b"\0" + body)
             save("page_server", f"door-{form}-{name}", b"\1" + body)
+        odd = 43 << 8 | 1
+        hole = request(form, ADD, 1, 0x2000, odd, 1)
+        opening_of_odd = request(form, OPEN, obj=odd)
+        bodies = {
+            "holes": request(form, PARENT, obj=odd) + opening_of_odd + hole
+            + request(form, ADD, 1, 0x3000, odd, 4) + page(4) + hole * 300 + request(form, CLOSE),
+            "hole-without-a-parent": opening + request(form, ADD, 1, 0x1000, task, 1),
+            "holes-without-end": opening_of_odd + request(form, ADD, (1 << 32) - 1, 0, odd, 1) * 300,
+            "of-old": request(form, 3, obj=odd) + request(form, 2, 1, 0x1000, odd) + request(form, 1, 1, 0x2000, odd) + page(1)
+            + request(form, FLUSH),
+        }
+        for name, body in bodies.items():
+            save("page_server", f"parents-{form}-{name}", b"\3" + body)
+            save("page_server", f"parse-{form}-{name}", b"\0" + body)
+        save("page_server", f"parents-{form}-16-tib", b"\xff" + opening_of_odd + request(form, ADD, 1 << 31, 0, odd, 1) * 3)
+    for form in (24, 32):
+        get = request(form, 7, 5, 0x7f0000000000, 42)
+        bodies = {
+            "one": get,
+            "several-and-close": get * 3 + request(form, CLOSE),
+            "outside": request(form, 7, 1, 1 << 58, 42),
+            "of-nothing": request(form, 7, 0, 0x1000, 42),
+            "cut-short": get + get[:-1],
+            "no-get": request(form, ADD, 1, 0x1000, 42),
+        }
+        for name, body in bodies.items():
+            save("page_server", f"get-{form}-{name}", b"\0" + body)
     save("page_server", "door-close-only", b"\1" + request(24, CLOSE))
 
 
@@ -247,6 +311,22 @@ def stream_seeds():
     save("stream", "too-long", b"\x3f" + struct.pack("<I", 4097))
     save("stream", "of-nothing", b"\x3f" + struct.pack("<I", 0))
     save("stream", "malformed", b"\x3f" + struct.pack("<I", 2) + b"\x12\x00")
+
+
+def space_map_seeds():
+    def space_map(*entries, shared=0, id=42, count=None):
+        header = b"godwitS\1" + struct.pack("<IIQQ", shared, 0, id, len(entries) if count is None else count)
+        return header + b"".join(struct.pack("<QII", *e) for e in entries)
+    whole = space_map((0x1000, 2, 7), (0x3000 | 1, 1, 0), (0x4000 | 2, 9, 0), (0x7f0000000000, 512, 512))
+    save("space_map", "whole", whole)
+    save("space_map", "shared", space_map((0, 1, 0), shared=1))
+    save("space_map", "empty", space_map())
+    save("space_map", "cut-short", whole[:-1])
+    save("space_map", "wrong-count", space_map((0x1000, 1, 0), count=1 << 63))
+    save("space_map", "overlap", space_map((0x1000, 2, 0), (0x2000, 1, 2)))
+    save("space_map", "beyond", space_map(((1 << 57) - 4096, 2, 0)))
+    save("space_map", "where-beyond", space_map((0x1000, 2, (1 << 32) - 1)))
+    save("space_map", "both-kinds", space_map((0x1003, 1, 0)))
 
 
 def lazy_seeds():
@@ -375,6 +455,205 @@ def build_id_seeds():
     save("build_id", "not-elf", b"#!/bin/sh\n" + bytes(64))
 
 
+# ---- the command line, the journal, what a store has written ----
+
+def target_seeds():
+    for i, word in enumerate(["host", "host:9996", "[::1]:80", "fd77::2", "10.0.0.2:65535", "unix:/run/godwit.sock",
+                              "ssh://root@host:22", "ssh://-oProxyCommand=x", "exec:ssh host godwit", "http://host", ":1",
+                              "host:0", "host:65536", "[::1", "a]b:1", "", "64K", "5M", "18446744073709551616", "0.5",
+                              "1e9", "-1", " 1", "nan", "1000000"]):
+        save("target", f"word-{i}", word.encode())
+
+
+def journal_seeds():
+    lines = "nonce=1\npid=42\nstarted=99\ninsecure=0\ncommand=sleep\ntarget=ssh://host\n"
+    for decision in ("open", "commit", "abort"):
+        save("journal", decision, f"{decision}\n{lines}".encode())
+    save("journal", "no-decision", f"perhaps\n{lines}".encode())
+    save("journal", "nothing", b"")
+    save("journal", "empty-line", f"\ncommit\n{lines}".encode())
+    save("journal", "large", b"commit\npid=4294967296\nnonce=18446744073709551616\nstarted=-1\ninsecure=2\n")
+    save("journal", "long", b"open\ntarget=" + b"x" * 1500 + b"\ncommand=" + b"y" * 400 + b"\n")
+    save("journal", "nul", b"commit\0\ntarget=a\0b\n")
+
+
+def about_seeds():
+    common = "pid=42\nnonce=7\ncharge=4096\nbytes=100\nimages=2\nhost=a\ncommand=sleep\n"
+    for state in ("held", "ready", "restoring", "prepared", "started", "restored", "in-doubt", "receiving", "filling"):
+        save("about", state, f"state={state}\nfallback=ready\n{common}".encode())
+        save("about", f"{state}-restore", (f"state={state}\nfallback=held\n{common}restore=1\nlazy=1\ntold_prepared=1\n"
+                                           "settled=0\ntoken=5\noption=--shell-job\noption=--file-locks\n").encode())
+    save("about", "nothing", b"")
+    save("about", "no-value", b"state\n")
+    save("about", "unknown", b"state=ready\nshape=round\nangle=90\n")
+    save("about", "large", f"state=ready\ncharge={(1 << 64) - 1}\nbytes={1 << 63}\npid={1 << 40}\n".encode())
+
+
+# ---- local sockets ----
+
+def local_seeds():
+    packets = {"failure": (10, text(1, "x")), "done": (11, number(1, 5)), "exited": (13, number(1, 137)),
+               "dump-open": (20, text(1, "seed") + number(2, 42)), "restore-open": (30, text(1, "seed") + number(2, 1)),
+               "restore-ready": (31, text(1, "seed") + text(3, "/run")), "forget": (40, text(1, "seed")),
+               "resolve": (41, text(1, "seed") + number(2, 1)), "attach": (42, b""), "status": (50, b""),
+               "status-daemon": (51, text(1, "image-cache")), "status-snapshot": (52, text(1, "seed")),
+               "hook": (1, struct.pack("<IQ", 42, 7) + b"post-restore".ljust(32, b"\0")), "longest": (40, bytes(16 << 10)),
+               "too-long": (40, bytes((16 << 10) + 1))}
+    for name, (kind, body) in packets.items():
+        for fds in ({0, 4, 5} if name in ("dump-open", "attach") else {0, 1}):
+            save("local", f"{name}-{fds}", bytes([fds]) + struct.pack("<I", kind) + body)
+    save("local", "short", b"\0\x0a\0")
+    save("local", "empty", b"\0")
+    save("local", "empty-with-descriptors", b"\2")
+
+
+# ---- pre-flight ----
+
+def facts_seeds():
+    def file(path, kind=0, **more):
+        fields = {"size": (3, 5), "mode": (5, 0o100755), "written": (6, 1), "any_size": (7, 1)}
+        return text(6, number(1, kind) + text(2, path) + b"".join(number(fields[k][0], v) for k, v in more.items()))
+    save("facts", "host", text(1, "4.2.1") + text(2, "6.1.0-13-amd64"))
+    save("facts", "odd-versions", text(1, "4.") + text(2, "99999999999.1"))
+    save("facts", "cpu", text(3, "fpu") + text(3, "no_such_flag") + text(3, "x" * 4000) + text(3, ""))
+    save("facts", "pids", b"".join(number(4, n) for n in (0, 1, 2, 4000000, (1 << 32) - 1)))
+    save("facts", "memory", number(5, (1 << 64) - 1))
+    save("facts", "files", file("/bin/true", 1) + file("/", 2) + file("/bin/sh", mode=1) + file("/dev/null") + file("relative")
+         + file("/none", size=7, written=1) + file("/etc/../etc/passwd", any_size=1) + file(""))
+    save("facts", "many-files", b"".join(file(f"/none/{i}") for i in range(40)))
+    save("facts", "many-pids", b"".join(number(4, 0) for i in range(400)))
+    save("facts", "options", text(7, "--shell-job") + text(7, "-D/"))
+
+
+# ---- moves that a pager waits to understand ----
+
+def backlog_seeds():
+    def remap(at, pages):
+        return bytes([0, at, pages - 1])
+
+    def unmap(at, end):
+        return bytes([1, at, end - 1])
+    for name, body in {
+        "moved": remap(4, 4) + unmap(4, 8),
+        "smaller": remap(4, 4) + unmap(6, 8) + unmap(4, 6),
+        "smaller-unregistered": remap(4, 4) + unmap(4, 6),
+        "stays": remap(4, 4) + remap(4, 4),
+        "others-between": remap(4, 4) + unmap(100, 120) + remap(50, 3) + unmap(50, 53) + unmap(4, 8),
+        "alone": remap(4, 4),
+    }.items():
+        save("backlog", name, b"\0\0" + body)
+        save("backlog", f"{name}-wraps", b"\xff\xff" + body)
+
+
+# ---- a space ----
+
+def shadow_seeds():
+    place, lazy, listed, zero, exists, end = range(6)
+
+    def do(what, page=0, pages=1):
+        return struct.pack("<BHB", what, page, pages - 1)
+    bodies = {
+        "nothing": b"",
+        "ascending": do(place, 0, 24) + do(place, 24, 24),
+        "again": do(place, 5, 20) + do(end) + do(lazy, 10, 5),
+        "across-chunks": do(place, 500, 24) + do(lazy, 510, 4),
+        "descending": do(place, 40, 10) + do(place, 20, 10) + do(place, 0, 10),
+        "zeros": do(place, 0, 24) + do(zero, 10, 10) + do(place, 15, 2) + do(zero, 1000, 24),
+        "lists": do(place, 0, 24) + do(exists, 5, 24) + do(zero, 31, 2) + do(listed, 600, 3),
+        "last": do(place, 2047, 1) + do(lazy, 1536, 24),
+        "rounds": (do(place, 3) + do(end)) * 30,
+    }
+    for name, body in bodies.items():
+        for mode in (0, 1, 6, 7):
+            save("shadow", f"{name}-{mode}", bytes([mode]) + body)
+
+
+# ---- who the peer is ----
+
+def credentials_seeds():
+    for i, key in enumerate((b"ab" * 32, b"AB" * 32 + b"\n", b"0" * 63, b"ab" * 31, b"ab" * 512 + b" \n\t", b"ab" * 513, b"", b"zz" * 32,
+                             b"ab" * 16 + b"\n" + b"ab" * 16, b"ab" * 31 + b"a\0")):
+        save("credentials", f"psk-{i}", b"\0" + key)
+    for which in range(1, 5):
+        save("credentials", f"nothing-{which}", bytes([which]))
+        for kind in ("CERTIFICATE", "X509 CRL", "PRIVATE KEY", "EC PRIVATE KEY"):
+            body = f"-----BEGIN {kind}-----\nMAA=\n-----END {kind}-----\n"
+            save("credentials", f"{kind.lower().replace(' ', '-')}-{which}", bytes([which]) + body.encode())
+
+
+def record(kind, body, version=0x0303):
+    return struct.pack(">BHH", kind, version, len(body)) + body
+
+
+def client_hello(*extensions, version=0x0303, suites=b"\x13\x01\x13\x02"):
+    body = b"".join(struct.pack(">HH", kind, len(data)) + data for kind, data in extensions)
+    hello = struct.pack(">H", version) + bytes(range(32)) + b"\0" + struct.pack(">H", len(suites)) + suites + b"\1\0"
+    hello += struct.pack(">H", len(body)) + body
+    return record(22, b"\x01" + struct.pack(">I", len(hello))[1:] + hello, 0x0301)
+
+
+def tls_seeds():
+    versions, groups = (43, b"\x02\x03\x04"), (10, b"\0\x02\0\x1d")
+    signatures, share = (13, b"\0\x04\x04\x03\x08\x07"), (51, b"\0\x24\0\x1d\0\x20" + bytes(range(1, 33)))
+    psk_modes = (45, b"\x01\x01")
+    psk = (41, struct.pack(">HH", 12, 6) + b"godwit" + bytes(4) + struct.pack(">HB", 33, 32) + bytes(32))
+    strangers = {
+        "nothing": b"",
+        "plain-text": b"godwit\r\n\1\0\0\0\0\0\0\0",
+        "hello": client_hello(versions, groups, signatures, share),
+        "hello-psk": client_hello(versions, groups, signatures, share, psk_modes, psk),
+        "hello-twice": client_hello(versions, groups, signatures, share) * 2,
+        "another-group": client_hello(versions, groups, signatures, (51, b"\0\0")),
+        "tls-1.2": client_hello(groups, signatures),
+        "no-suite": client_hello(versions, groups, signatures, share, suites=b"\xc0\x2f"),
+        "cut-short": client_hello(versions, groups, signatures, share)[:60],
+        "alert": record(21, b"\2\x28"),
+        "data-first": record(23, bytes(64)),
+        "empty-record": record(22, b""),
+        "long-message": record(22, b"\x01\xff\xff\xff" + bytes(100)),
+        "server-hello": record(22, b"\x02\0\0\x2e\x03\x03" + bytes(range(32)) + b"\0\x13\x01\0\0\x06" + b"\0\x2b\0\x02\x03\x04"),
+    }
+    for mode in range(4):
+        for name, body in strangers.items():
+            save("tls", f"{name}-{mode}", bytes([mode]) + body)
+        save("tls_harm", f"unharmed-{mode}", bytes([mode]))
+        for where in (0, 3, 9, 60, 120, 300, 700):
+            save("tls_harm", f"harm-{where}-{mode}", bytes([mode]) + struct.pack("<HB", where, 1))
+
+
+# ---- a cache that answers ----
+
+def sender_seeds():
+    accept, token = frame(150), frame(150, text(1, bytes(range(16))))
+    ack, refuse = frame(151), frame(152, number(1, 6) + text(2, "out of memory"))
+    bodies = {
+        "nothing": b"", "accept": accept, "token": token, "whole": accept + ack, "refused": refuse,
+        "refused-later": accept + refuse, "ack-first": ack, "accept-twice": accept + accept,
+        "refused-behind-ack": accept + ack + refuse, "short-token": frame(150, text(1, bytes(15))),
+        "goodbye": accept + frame(2, number(1, 0)), "data": accept + frame(211, page(1)), "another-session": frame(150, session=2),
+        "begin": frame(100, BEGIN), "no-reason": frame(152), "heartbeats": frame(3, session=0) * 9 + accept,
+    }
+    for name, body in bodies.items():
+        for mode in (1 | 8, 1 | 2 | 8, 1 | 4 | 8):
+            save("sender", f"{name}-{mode}", bytes([mode]) + body)
+
+
+# ---- what the parser of an image-cache asks ----
+
+def ask_seeds():
+    ids, kinds = b"seed", {
+        "start": (1, 3, 0, b"--tcp-established\0--file-locks\0", 2, 7), "start-plain": (1, 0, 0, b"", 0, 7),
+        "start-script": (1, 0, 0, b"--action-script=/x\0", 1, 7), "start-value": (1, 0, 0, b"--ghost-limit\0001M\0", 2, 7),
+        "go": (2, 1, 0, b"", 0, 0), "remove": (5, 4, 0, b"", 0, 0), "clear-up": (6, 0, 0, b"", 0, 0), "root": (10, 0, 42, b"", 0, 0),
+        "kill": (12, 0, 0, b"", 0, 0), "host": (13, 0, 0, b"", 0, 0), "file": (14, 8, 0, b"/bin/sh\0", 1, 0),
+        "pid": (15, 0, 42, b"", 0, 0), "parent": (16, 0, 42, b"", 0, 0), "room": (17, 0, 0, b"", 0, 0), "end": (20, 48, 0, b"", 0, 0),
+    }
+    for name, (kind, flags, pid, strings, count, token) in kinds.items():
+        identity = ids if kind <= 12 and kind != 6 else b""
+        body = struct.pack("<IIIIQ65s", kind, flags, pid, count, token, identity) + strings
+        for mode in (1, 0, 7):
+            save("ask", f"{name}-{mode}", bytes([mode | (8 if name == "room" else 0)]) + body)
+
 
 for seed, (index, body) in MESSAGES.items():
     save("message", seed, bytes([index]) + body)
@@ -384,5 +663,17 @@ stream_seeds()
 pagemap_seeds()
 mm_seeds()
 lazy_seeds()
+space_map_seeds()
 fill_map_seeds()
 build_id_seeds()
+target_seeds()
+journal_seeds()
+about_seeds()
+local_seeds()
+facts_seeds()
+backlog_seeds()
+shadow_seeds()
+credentials_seeds()
+tls_seeds()
+sender_seeds()
+ask_seeds()

@@ -11,7 +11,7 @@ build=${GODWIT_FUZZ_BUILD:-$root/build-fuzz}
 seconds=${1:-60}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(link message stream page_server pagemap mm build_id lazy fill_map)
+[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(basename -as .c "$here"/fuzz_*.c | sed 's/^fuzz_//')
 
 if [ ! -f "$build/build.ninja" ]; then
     # The library is instrumented for coverage, without libFuzzer's main().
@@ -26,8 +26,10 @@ mkdir -p "$build/findings"
 fuzz() {
     local target=$1 corpus=$build/corpus/$1 log=$build/fuzz_$1.log
     mkdir -p "$corpus"
-    # Leaks are looked for; undefined behaviour ends the program like any other finding.
+    # Leaks are looked for; undefined behaviour ends the program like any other finding.  What an
+    # input has freed is kept beyond its end, not for thousands of others: that is twice as fast.
     if UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+        ASAN_OPTIONS=quarantine_size_mb=16:malloc_context_size=5 \
         "$build/tests/fuzz/fuzz_$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 \
         -max_len=20000 -print_final_stats=1 -artifact_prefix="$build/findings/$target-" \
         "$corpus" "$here/seeds/fuzz_$target" >"$log" 2>&1; then

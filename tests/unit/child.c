@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "task/task.h"
 #include "testing.h"
 
 static pid_t running;
@@ -39,14 +40,34 @@ pid_t child_start(pid_t (*prepare)(void *user), void *user)
     pid_t shown = 0;
     assert_int_equal(read(ready[0], &shown, sizeof(shown)), sizeof(shown));
     close(ready[0]);
-    usleep(2000); /* until it has closed its end of the pipe */
+    until_asleep(running); /* it has closed its end of the pipe */
     return shown;
+}
+
+void until_asleep(pid_t pid)
+{
+    enum { PATIENCE = 200000 };
+    struct task_stat stat = {0};
+    for (unsigned i = 0; i < PATIENCE && task_read_stat(pid, &stat) && stat.state != 'S'; i++)
+        usleep(100);
+    assert_int_equal(stat.state, 'S');
 }
 
 void child_end(void)
 {
     kill(running, SIGKILL);
     waitpid(running, NULL, 0);
+}
+
+pid_t child_fork(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
+    return pid;
 }
 
 /* ---- servants ---- */

@@ -11,8 +11,14 @@
  */
 pid_t child_start(pid_t (*prepare)(void *user), void *user);
 
+/* Returns once that process sleeps in a system call, its program having come as far as it goes. */
+void until_asleep(pid_t pid);
+
 /* Ends it, and its children by the death of their parent. */
 void child_end(void);
+
+/* A child of who calls, that waits to be ended; it ends with its parent. */
+pid_t child_fork(void);
 
 /* What a servant and its master share. */
 struct orders {

@@ -60,6 +60,27 @@ void bytes_add_greeting(struct bytes *bytes)
     bytes_add_message(bytes, FRAME_HELLO, 0, 0, &hello.base);
 }
 
+void bytes_mend_checks(struct bytes *bytes, size_t at)
+{
+    while (at <= bytes->length && bytes->length - at >= WIRE_HEADER_BYTES) {
+        uint8_t *header = bytes->at + at;
+        struct frame frame = {
+            .type = get_le16(header),
+            .flags = get_le16(header + 2),
+            .length = get_le32(header + 4),
+            .session = get_le32(header + 8),
+            .item = get_le32(header + 12),
+            .offset = get_le64(header + 16),
+        };
+        if (!frame_is_bulk(frame.type) && frame.length > bytes->length - at - WIRE_HEADER_BYTES)
+            return;
+        frame_encode(&frame, header + WIRE_HEADER_BYTES, header);
+        if (frame.length > bytes->length - at - WIRE_HEADER_BYTES)
+            return;
+        at += WIRE_HEADER_BYTES + frame.length;
+    }
+}
+
 void bytes_free(struct bytes *bytes)
 {
     free(bytes->at);

@@ -20,6 +20,8 @@ void bytes_add_message(struct bytes *bytes, uint16_t type, uint32_t session, uin
                        const ProtobufCMessage *message);
 /* Preamble and hello of a peer that may link with this host. */
 void bytes_add_greeting(struct bytes *bytes);
+/* Writes the right checks into all whole frames from byte |at| on. */
+void bytes_mend_checks(struct bytes *bytes, size_t at);
 void bytes_free(struct bytes *bytes);
 
 /* A new directory, on tmpfs if there is one: absolute, to be freed with directory_remove(). */

@@ -5,22 +5,12 @@
 #include "pager/backlog.h"
 
 /* Pages, so that the tables can be read. */
-#define REMAP(from_, to_, length)                                                                  \
-    {                                                                                              \
-        .event = UFFD_EVENT_REMAP, .arg.remap = {(from_), (to_), (length) }                        \
-    }
-#define UNMAP(start_, end_)                                                                        \
-    {                                                                                              \
-        .event = UFFD_EVENT_UNMAP, .arg.remove = {(start_), (end_) }                               \
-    }
-#define REMOVE(start_, end_)                                                                       \
-    {                                                                                              \
-        .event = UFFD_EVENT_REMOVE, .arg.remove = {(start_), (end_) }                              \
-    }
-#define FORK                                                                                       \
-    {                                                                                              \
-        .event = UFFD_EVENT_FORK                                                                   \
-    }
+/* clang-format off */
+#define REMAP(from_, to_, length) {.event = UFFD_EVENT_REMAP, .arg.remap = {(from_), (to_), (length)}}
+#define UNMAP(start_, end_) {.event = UFFD_EVENT_UNMAP, .arg.remove = {(start_), (end_)}}
+#define REMOVE(start_, end_) {.event = UFFD_EVENT_REMOVE, .arg.remove = {(start_), (end_)}}
+#define FORK {.event = UFFD_EVENT_FORK}
+/* clang-format on */
 
 enum { MESSAGES_MAX = 6 };
 

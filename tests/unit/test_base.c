@@ -2,13 +2,20 @@
 #include "testing.h"
 
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
 
 #include "base/digest.h"
 #include "base/io.h"
+#include "base/passing.h"
 #include "cli/options.h"
+#include "daemon/crowd.h"
+#include "wire/owner.h"
 #include "wire/tcp.h"
 
 /* ---- little-endian ---- */
@@ -185,6 +192,47 @@ static void nonblocking(void **state)
 }
 
 /* A work-dir whose path is longer than a UNIX socket's address can be. */
+static int count_descriptors(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 256; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+static void descriptors_that_are_passed(void **state)
+{
+    (void)state;
+    int pair[2], fds[PASSING_MAX + 1], before = count_descriptors();
+    char bytes[2] = "ab", got[2];
+    struct iovec all = {bytes, 2}, room = {got, 2}, little = {got, 1};
+    struct passed passed;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    for (int i = 0; i <= PASSING_MAX; i++)
+        fds[i] = pair[0];
+    assert_int_equal(send_passing(pair[0], &all, 1, fds, PASSING_MAX + 1), -EINVAL);
+    assert_int_equal(send_passing(pair[0], &all, 1, fds, PASSING_MAX), 2);
+    assert_int_equal(receive_passed(pair[1], 0, &room, 1, &passed), 2);
+    assert_true(passed.count == PASSING_MAX && !passed.cut);
+    int first = passed_take_first(&passed);
+    assert_int_equal(fcntl(first, F_GETFD), FD_CLOEXEC);
+    assert_int_equal(count_descriptors(), before + 3);
+    close(first);
+    assert_int_equal(send_passing(pair[0], &all, 1, fds, 2), 2);
+    assert_int_equal(receive_passed(pair[1], 0, &little, 1, &passed), 1);
+    assert_true(passed.count == 2 && passed.cut);
+    passed_close(&passed);
+    assert_int_equal(send_passing(pair[0], &all, 1, NULL, 0), 2);
+    assert_int_equal(receive_passed(pair[1], 0, &room, 1, &passed), 2);
+    assert_int_equal(passed_take_first(&passed), -EBADF);
+    assert_int_equal(receive_passed(pair[1], MSG_DONTWAIT, &room, 1, &passed), -EAGAIN);
+    close(pair[0]);
+    assert_int_equal(receive_passed(pair[1], 0, &room, 1, &passed), 0);
+    assert_int_equal(send_passing(pair[1], &all, 1, NULL, 0), -EPIPE);
+    close(pair[1]);
+    assert_int_equal(count_descriptors(), before);
+}
+
 static void sockets_in_a_deep_directory(void **state)
 {
     (void)state;
@@ -213,6 +261,74 @@ static void sockets_in_a_deep_directory(void **state)
     assert_int_equal(unix_listen_at(dirfd, name, SOCK_STREAM), -ENAMETOOLONG);
     close(listener);
     close(dirfd);
+    directory_remove(top);
+}
+
+/* What is in the place of a socket and is none stays. */
+static void sockets_replace_sockets_only(void **state)
+{
+    (void)state;
+    char *top = directory_make();
+    int dirfd = open(top, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    close(openat(dirfd, "file", O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    assert_int_equal(symlinkat("file", dirfd, "link"), 0);
+    assert_int_equal(unix_listen_at(dirfd, "file", SOCK_STREAM), -EEXIST);
+    assert_int_equal(unix_listen_at(dirfd, "link", SOCK_STREAM), -EEXIST);
+    assert_int_equal(faccessat(dirfd, "file", F_OK, 0), 0);
+    close(dirfd);
+    directory_remove(top);
+}
+
+static void workdir_refused(const char *path, int expected, const char *text)
+{
+    struct error err = {0};
+    char *absolute = NULL;
+    assert_int_equal(workdir_open(path, true, &absolute, &err), expected);
+    assert_null(absolute);
+    assert_contains(err.text, text);
+    assert_contains(err.text, path);
+}
+
+static void workdirs(void **state)
+{
+    (void)state;
+    char *top = directory_make(), path[256], *absolute = NULL;
+    struct error err;
+    struct stat st;
+    snprintf(path, sizeof(path), "%s/a/b/c/", top);
+    int fd = workdir_open(path, false, NULL, &err);
+    assert_int_equal(fd, -ENOENT);
+    fd = workdir_open(path, true, &absolute, &err);
+    assert_true(fd >= 0 && fstat(fd, &st) == 0);
+    assert_int_equal(st.st_mode & 07777, 0700);
+    close(fd);
+    assert_string_equal(absolute + strlen(absolute) - 6, "/a/b/c");
+    free(absolute);
+    /* The links of root and of this user lead there as well, but it is no link itself. */
+    snprintf(path, sizeof(path), "%s/l", top);
+    assert_int_equal(symlink("a/b", path), 0);
+    workdir_refused(path, -ENOTDIR, "symbolic link");
+    snprintf(path, sizeof(path), "%s/l/c", top);
+    fd = workdir_open(path, false, &absolute, &err);
+    assert_true(fd >= 0 && !strstr(absolute, "/l/"));
+    close(fd);
+    free(absolute);
+    assert_int_equal(chmod(path, 0720), 0);
+    workdir_refused(path, -EPERM, "writable by nobody else");
+    assert_int_equal(chmod(path, 0755), 0);
+    snprintf(path, sizeof(path), "%s/a", top);
+    assert_int_equal(chmod(path, 0702), 0);
+    snprintf(path, sizeof(path), "%s/a/b", top);
+    workdir_refused(path, -EACCES, "above it");
+    snprintf(path, sizeof(path), "%s/a", top);
+    assert_int_equal(chmod(path, 01777), 0);
+    snprintf(path, sizeof(path), "%s/a/b", top);
+    fd = workdir_open(path, false, NULL, &err);
+    assert_true(fd >= 0);
+    close(fd);
+    snprintf(path, sizeof(path), "%s/file", top);
+    close(open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    workdir_refused(path, -ENOTDIR, "no directory");
     directory_remove(top);
 }
 
@@ -419,6 +535,200 @@ static void commands_by_name(void **state)
     assert_int_equal(option_count(NULL), 0);
 }
 
+/* ---- whose is the other end ---- */
+
+/* A connection within this host: the end that has connected, and the one that was accepted. */
+static void connect_to(const char *address, bool accept_it, int fds[2])
+{
+    const struct protection none = {0};
+    int listeners[TCP_LISTENERS_MAX];
+    struct sockaddr_storage name = {0};
+    socklen_t length = sizeof(name);
+    struct error err;
+    if (tcp_listen(address, "0", &none, listeners, &err) != 1)
+        skip(); /* no IPv6 */
+    assert_int_equal(getsockname(listeners[0], (struct sockaddr *)&name, &length), 0);
+    fds[0] = socket(name.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(connect(fds[0], (struct sockaddr *)&name, length), 0);
+    fds[1] = accept_it ? accept4(listeners[0], NULL, NULL, SOCK_CLOEXEC) : -1;
+    if (accept_it)
+        close(listeners[0]);
+    else
+        fds[1] = listeners[0];
+}
+
+static void owner_told(const char *address)
+{
+    int fds[2];
+    uid_t uid = 1234567;
+    connect_to(address, true, fds);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(tcp_owner(fds[i], &uid), 0);
+        assert_int_equal(uid, geteuid());
+    }
+    /* Of another user. */
+    if (geteuid() == 0) {
+        struct error err;
+        assert_int_equal(fchown(fds[0], 4242, -1), 0);
+        assert_int_equal(tcp_owner(fds[1], &uid), 0);
+        assert_int_equal(uid, 4242);
+        assert_int_equal(tcp_check_owner(fds[1], &err), -1);
+        assert_contains(err.text, "user 4242");
+        assert_int_equal(tcp_check_owner(fds[0], &err), 1);
+    }
+    close(fds[0]);
+    assert_int_equal(tcp_owner(fds[1], &uid), -ENOENT);
+    close(fds[1]);
+}
+
+static void owner_by_ipv4(void **state)
+{
+    (void)state;
+    owner_told("127.0.0.1");
+}
+
+static void owner_by_ipv6(void **state)
+{
+    (void)state;
+    owner_told("::1");
+}
+
+/* What nobody has accepted is told of as root's: it is nobody's. */
+static void owner_before_accept(void **state)
+{
+    (void)state;
+    int fds[2];
+    uid_t uid;
+    connect_to("127.0.0.1", false, fds);
+    assert_int_equal(tcp_owner(fds[0], &uid), -ENOENT);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+/* ---- the inode of the other end ---- */
+
+static uint64_t inode_of_network(void)
+{
+    struct stat st;
+    assert_int_equal(stat("/proc/self/ns/net", &st), 0);
+    return st.st_ino;
+}
+
+/* Closes both. */
+static void assert_peers(int fds[2])
+{
+    uint64_t inode;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(socket_peer_inode(fds[i], &inode), 0);
+        assert_int_equal(inode, inode_of(fds[1 - i]));
+    }
+    close(fds[0]);
+    assert_int_equal(socket_peer_inode(fds[1], &inode), -ENOENT);
+    close(fds[1]);
+}
+
+static void peer_by_tcp(void **state)
+{
+    (void)state;
+    int fds[2];
+    connect_to("127.0.0.1", true, fds);
+    assert_peers(fds);
+    connect_to("::1", true, fds);
+    assert_peers(fds);
+}
+
+/* By a path, from another network. */
+static void connect_from_elsewhere(const char *path, int ready)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
+    int moved = unshare(CLONE_NEWNET), fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    uint64_t inode = inode_of(fd);
+    if (moved < 0 || connect(fd, (struct sockaddr *)&name, sizeof(name)) < 0 ||
+        write(ready, &inode, sizeof(inode)) < 0)
+        _exit(1);
+    pause();
+}
+
+static void peer_by_unix(void **state)
+{
+    (void)state;
+    int fds[2], ready[2];
+    if (geteuid() != 0)
+        test_skip("wants CAP_NET_ADMIN");
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    assert_peers(fds);
+
+    char *top = directory_make(), path[100];
+    snprintf(path, sizeof(path), "%s/socket", top);
+    int listener = unix_listen_path(path, SOCK_STREAM);
+    assert_true(listener >= 0);
+    assert_int_equal(pipe(ready), 0);
+    pid_t child = fork();
+    if (child == 0)
+        connect_from_elsewhere(path, ready[1]);
+    uint64_t expected, inode, here = inode_of_network();
+    assert_int_equal(read(ready[0], &expected, sizeof(expected)), sizeof(expected));
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    assert_int_equal(socket_peer_inode(fd, &inode), 0);
+    assert_int_equal(inode, expected);
+    assert_int_equal(inode_of_network(), here); /* we are back */
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    close(fd);
+    close(listener);
+    close(ready[0]);
+    close(ready[1]);
+    directory_remove(top);
+}
+
+/* ---- the crowd ---- */
+
+static void crowd_networks(void **state)
+{
+    (void)state;
+    int fds[2];
+    uint8_t network[CROWD_NETWORK_BYTES], zeros[CROWD_NETWORK_BYTES] = {0};
+    connect_to("127.0.0.1", true, fds);
+    stranger_network(fds[1], network);
+    assert_memory_equal(network + 1, "\x7f\0\0\1", 4);
+    close(fds[0]);
+    close(fds[1]);
+    socket_pair(fds);
+    stranger_network(fds[1], network);
+    assert_memory_equal(network + 1, zeros, sizeof(network) - 1);
+    close(fds[0]);
+    close(fds[1]);
+    stranger_network(-1, network);
+    assert_memory_equal(network, zeros, sizeof(network));
+}
+
+/* The oldest of those that are the most; of as many, the oldest of all. */
+static void crowd_who_goes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *networks; /* a letter each */
+        uint64_t since[6];
+        size_t goes;
+    } cases[] = {
+        {"a", {5}, 0},
+        {"abb", {1, 9, 8}, 2},
+        {"abab", {4, 3, 2, 1}, 3},
+        {"aaabb", {7, 5, 6, 1, 2}, 1},
+        {"abcccc", {1, 2, 9, 8, 7, 9}, 4},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct stranger crowd[6] = {0};
+        size_t count = strlen(cases[i].networks);
+        for (size_t n = 0; n < count; n++) {
+            crowd[n].network[3] = (uint8_t)cases[i].networks[n];
+            crowd[n].since_usec = cases[i].since[n];
+        }
+        assert_int_equal(crowd_choose(crowd, count), cases[i].goes);
+    }
+}
+
 /* ---- addresses ---- */
 
 static void tcp_stays_at_home(void **state)
@@ -457,12 +767,22 @@ int main(void)
         cmocka_unit_test(failures_from_the_wire),
         cmocka_unit_test(whole_reads),
         cmocka_unit_test(nonblocking),
+        cmocka_unit_test(descriptors_that_are_passed),
         cmocka_unit_test(sockets_in_a_deep_directory),
+        cmocka_unit_test(sockets_replace_sockets_only),
+        cmocka_unit_test(workdirs),
         cmocka_unit_test(digests),
         cmocka_unit_test(options_of_every_kind),
         cmocka_unit_test(options_refused),
         cmocka_unit_test(options_passed_on),
         cmocka_unit_test(commands_by_name),
+        cmocka_unit_test(crowd_networks),
+        cmocka_unit_test(crowd_who_goes),
+        cmocka_unit_test(owner_by_ipv4),
+        cmocka_unit_test(owner_by_ipv6),
+        cmocka_unit_test(owner_before_accept),
+        cmocka_unit_test(peer_by_tcp),
+        cmocka_unit_test(peer_by_unix),
         cmocka_unit_test(tcp_stays_at_home),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));

@@ -5,9 +5,14 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "base/io.h"
+#include "child.h"
 #include "criu.pb-c.h"
+#include "criu/allow.h"
+#include "criu/hook_memory.h"
+#include "criu/lazy_areas.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
 #include "criu/process.h"
@@ -717,17 +722,276 @@ static void versions(void **state)
     }
 }
 
+static int allow(const char *list, const char *first, const char *second)
+{
+    char *args[] = {(char *)first, (char *)second, NULL};
+    struct error err = {0};
+    int r = criu_allow(list, args, criu_count_options(args), &err);
+    assert_true(r == 0 || err.text[0]);
+    return r;
+}
+
+static void options_of_others(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *list, *first, *second;
+        int expected;
+    } cases[] = {
+        {NULL, NULL, NULL, 0},
+        {NULL, "--tcp-established", NULL, 0},
+        {NULL, "--ghost-limit", "1M", 0},
+        {NULL, "--ghost-limit=1M", NULL, 0},
+        {NULL, "--ghost-limit=1M", "x", -1}, /* a word that is nobody's value */
+        {NULL, "x", NULL, -1},
+        {NULL, "-jl", "-v4", 0},
+        {NULL, "-v4", "-S", -1},
+        {NULL, "-", NULL, -1},
+        {NULL, "--", "--tcp-close", -1},
+        {NULL, "--tcp", NULL, -1}, /* for criu the beginning of a name */
+        {NULL, "--tcp-established-or-not", NULL, -1},
+        {NULL, "--action-script", "/bin/sh", -1},
+        {NULL, "--ghost-limit", "--libdir=/tmp", -1},
+        {NULL, "--images-dir=/", NULL, -1},
+        {"root", "--root=/", NULL, 0},
+        {"root", "--tcp-close", NULL, -1},
+        {"a,root,b", "--root", "/", 0},
+        {"a,roots,b", "--root", "/", -1},
+        {"a,rooo", "--roo", NULL, -1},
+        {"", "--tcp-close", NULL, -1},
+        {"any", "--action-script", "/bin/sh", 0},
+        {"any", "-D", NULL, -1},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        if (allow(cases[i].list, cases[i].first, cases[i].second) != cases[i].expected)
+            fail_msg("case %zu", i);
+    }
+}
+
+static void lists_of_options(void **state)
+{
+    (void)state;
+    static const char *const good[] = {NULL, "any", "", "root", "root,tcp-close", "file-locks,"};
+    static const char *const bad[] = {",", "root,,x", "--root", "-r", "root=/", "tree", "a b"};
+    struct error err;
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++)
+        assert_int_equal(criu_allow_check(good[i], &err), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+        assert_int_equal(criu_allow_check(bad[i], &err), -1);
+}
+
+/* ---- memory that the hook writes ---- */
+
+enum { TASK_PAGES = 10240, TASK_END = 64 }; /* more than goes in one call; and not writable */
+
+static uint8_t *task_memory; /* at the same address in the child */
+static char memory_path[] = "/dev/shm/test-criu-XXXXXX";
+
+static void write_file(int dir, const char *name, const void *bytes, size_t length)
+{
+    int fd = openat(dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(write_all(fd, bytes, length), 0);
+    close(fd);
+}
+
+static uint64_t page_word(size_t page)
+{
+    return page * 0x9e3779b97f4a7c15 | 1;
+}
+
+static int open_task(void **state)
+{
+    size_t length = TASK_PAGES * PAGE_BYTES;
+    task_memory = mmap(NULL, length + TASK_END * PAGE_BYTES, PROT_READ,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    assert_true(task_memory != MAP_FAILED);
+    assert_int_equal(mprotect(task_memory, length, PROT_READ | PROT_WRITE), 0);
+    *state = (void *)(intptr_t)child_start(NULL, NULL);
+    strcpy(strrchr(memory_path, '-'), "-XXXXXX");
+    assert_non_null(mkdtemp(memory_path));
+    int dir = open(memory_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    uint64_t *pages =
+        mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(dir >= 0 && pages != MAP_FAILED);
+    for (size_t i = 0; i < TASK_PAGES; i++)
+        pages[i * PAGE_BYTES / sizeof(*pages)] = page_word(i);
+    write_file(dir, HOOK_PAGES, pages, length);
+    munmap(pages, length);
+    close(dir);
+    return 0;
+}
+
+static int close_task(void **state)
+{
+    (void)state;
+    child_end();
+    munmap(task_memory, (TASK_PAGES + TASK_END) * PAGE_BYTES);
+    int dir = open(memory_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    unlinkat(dir, HOOK_PIECES, 0);
+    unlinkat(dir, HOOK_PAGES, 0);
+    close(dir);
+    return rmdir(memory_path);
+}
+
+static int write_pieces(void **state, const struct hook_piece *pieces, size_t count)
+{
+    int dir = open(memory_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    write_file(dir, HOOK_PIECES, pieces, count * sizeof(*pieces));
+    close(dir);
+    return hook_write_memory(memory_path, (pid_t)(intptr_t)*state);
+}
+
+static uint64_t word_of_task(void **state, size_t page)
+{
+    uint64_t word = 0;
+    struct iovec here = {&word, sizeof(word)},
+                 there = {task_memory + page * PAGE_BYTES, sizeof(word)};
+    assert_int_equal(process_vm_readv((pid_t)(intptr_t)*state, &here, 1, &there, 1, 0),
+                     sizeof(word));
+    return word;
+}
+
+/* Every third page stays what it is; the others come singly and by twos, from all over the file. */
+static void memory_here_and_there(void **state)
+{
+    static struct hook_piece pieces[TASK_PAGES];
+    size_t count = 0;
+    for (size_t page = 0; page < TASK_PAGES - 2; page += 3) {
+        uint64_t at = (uint64_t)(uintptr_t)task_memory + page * PAGE_BYTES;
+        size_t from = (page * 7919 + 13) % (TASK_PAGES - 1);
+        bool by_two = page % 2;
+        pieces[count++] = (struct hook_piece){at, from * PAGE_BYTES, (1 + by_two) * PAGE_BYTES};
+        if (!by_two)
+            pieces[count++] =
+                (struct hook_piece){at + PAGE_BYTES, (from + 1) * PAGE_BYTES, PAGE_BYTES};
+    }
+    assert_int_equal(write_pieces(state, pieces, count), 0);
+    for (size_t page = 0; page < TASK_PAGES - 2; page++) {
+        size_t from = ((page - page % 3) * 7919 + 13) % (TASK_PAGES - 1) + page % 3;
+        if (word_of_task(state, page) != (page % 3 == 2 ? 0 : page_word(from)))
+            fail_msg("page %zu", page);
+    }
+}
+
+static void memory_in_one_piece(void **state)
+{
+    struct hook_piece piece = {(uintptr_t)task_memory, 0, TASK_PAGES * PAGE_BYTES};
+    assert_int_equal(write_pieces(state, &piece, 1), 0);
+    for (size_t page = 0; page < TASK_PAGES; page++) {
+        if (word_of_task(state, page) != page_word(page))
+            fail_msg("page %zu", page);
+    }
+}
+
+static void memory_that_is_not_there(void **state)
+{
+    uint64_t at = (uintptr_t)task_memory, length = TASK_PAGES * PAGE_BYTES;
+    const struct {
+        struct hook_piece piece;
+        int expected;
+    } cases[] = {
+        {{at, length - PAGE_BYTES, 2 * PAGE_BYTES}, ENODATA}, /* beyond the end of the file */
+        {{at, length + PAGE_BYTES, PAGE_BYTES}, ENODATA},
+        {{at, UINT64_MAX - PAGE_BYTES + 1, 2 * PAGE_BYTES}, ENODATA},
+        {{at + length, 0, PAGE_BYTES}, EFAULT}, /* it may not be written to */
+        {{at + length - PAGE_BYTES, 0, 2 * PAGE_BYTES}, EFAULT},
+        {{PAGE_BYTES, 0, PAGE_BYTES}, EFAULT}, /* nothing is mapped there */
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        errno = 0;
+        if (write_pieces(state, &cases[i].piece, 1) != -1 || errno != cases[i].expected)
+            fail_msg("case %zu: %s", i, strerror(errno));
+    }
+    assert_int_equal(hook_write_memory("/dev/shm/none", (pid_t)(intptr_t)*state), -1);
+    assert_int_equal(errno, ENOENT);
+    child_end();
+    assert_int_equal(write_pieces(state, &(struct hook_piece){at, 0, PAGE_BYTES}, 1), -1);
+    assert_int_equal(errno, ESRCH);
+    *state = (void *)(intptr_t)child_start(NULL, NULL);
+}
+
+/* ---- areas ---- */
+
+static void areas_that_may_be_written_to(void **state)
+{
+    (void)state;
+    Godwit__Pb__CriuVma vmas[4], *list[4];
+    static const uint32_t prots[] = {PROT_READ | PROT_WRITE, PROT_READ, PROT_NONE, PROT_WRITE};
+    for (size_t i = 0; i < ARRAY_SIZE(vmas); i++) {
+        godwit__pb__criu_vma__init(&vmas[i]);
+        vmas[i].start = (1 + i) << 20;
+        vmas[i].end = (2 + i) << 20;
+        vmas[i].flags = MAP_PRIVATE | MAP_ANONYMOUS;
+        vmas[i].has_prot = true;
+        vmas[i].prot = prots[i];
+        list[i] = &vmas[i];
+    }
+    Godwit__Pb__CriuMm mm = GODWIT__PB__CRIU_MM__INIT;
+    mm.n_vmas = ARRAY_SIZE(vmas);
+    mm.vmas = list;
+    uint8_t image[512] = {0};
+    put_le32(image, 0x54564319);
+    put_le32(image + 4, 0x57492820);
+    put_le32(image + 8, (uint32_t)godwit__pb__criu_mm__pack(&mm, image + 12));
+    size_t length = 12 + get_le32(image + 8);
+    struct lazy_areas areas;
+    assert_int_equal(lazy_areas_parse(image, length, false, &areas), 0);
+    assert_int_equal(areas.count, 1);
+    assert_int_equal(areas.list[0].end, 5 << 20);
+    lazy_areas_free(&areas);
+    assert_int_equal(lazy_areas_parse(image, length, true, &areas), 0);
+    assert_int_equal(areas.count, 2);
+    assert_int_equal(areas.list[0].end, 2 << 20);
+    assert_int_equal(areas.list[1].start, 4 << 20);
+    lazy_areas_free(&areas);
+}
+
+static void areas_are_cut(void **state)
+{
+    (void)state;
+    struct lazy_areas areas = {calloc(2, sizeof(struct lazy_area)), 2};
+    assert_non_null(areas.list);
+    areas.list[0] = (struct lazy_area){0x10000, 0x14000};
+    areas.list[1] = (struct lazy_area){0x20000, 0x24000};
+    assert_int_equal(lazy_areas_cut(&areas, 0x11ff0, 0x12010), 0); /* two pages of the first */
+    assert_int_equal(lazy_areas_cut(&areas, 0x15000, 0x1f000), 0); /* between both: none */
+    assert_int_equal(lazy_areas_cut(&areas, 0x23ff0, 0x25000), 0); /* the end of the second */
+    static const struct lazy_area expected[] = {
+        {0x10000, 0x11000}, {0x13000, 0x14000}, {0x20000, 0x23000}};
+    assert_int_equal(areas.count, ARRAY_SIZE(expected));
+    assert_memory_equal(areas.list, expected, sizeof(expected));
+    assert_int_equal(lazy_areas_cut(&areas, 0, UINT64_MAX / 2), 0);
+    assert_int_equal(areas.count, 0);
+    lazy_areas_free(&areas);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pagemap_round_trip),   cmocka_unit_test(pagemap_of_a_huge_run),
-        cmocka_unit_test(pagemap_of_nothing),   cmocka_unit_test(pagemap_on_a_full_disk),
-        cmocka_unit_test(pagemap_forms),        cmocka_unit_test(pagemap_malformed),
-        cmocka_unit_test(page_server_forms),    cmocka_unit_test(page_server_absurd),
-        cmocka_unit_test(stream_requests),      cmocka_unit_test(stream_malformed),
-        cmocka_unit_test(stream_replies),       cmocka_unit_test(stream_descriptors),
-        cmocka_unit_test(options_of_criu),      cmocka_unit_test(argument_lists),
-        cmocka_unit_test(exit_statuses),        cmocka_unit_test(versions),
+        cmocka_unit_test(areas_are_cut),
+        cmocka_unit_test_setup_teardown(memory_here_and_there, open_task, close_task),
+        cmocka_unit_test_setup_teardown(memory_in_one_piece, open_task, close_task),
+        cmocka_unit_test_setup_teardown(memory_that_is_not_there, open_task, close_task),
+        cmocka_unit_test(areas_that_may_be_written_to),
+        cmocka_unit_test(pagemap_round_trip),
+        cmocka_unit_test(pagemap_of_a_huge_run),
+        cmocka_unit_test(pagemap_of_nothing),
+        cmocka_unit_test(pagemap_on_a_full_disk),
+        cmocka_unit_test(pagemap_forms),
+        cmocka_unit_test(pagemap_malformed),
+        cmocka_unit_test(page_server_forms),
+        cmocka_unit_test(page_server_absurd),
+        cmocka_unit_test(stream_requests),
+        cmocka_unit_test(stream_malformed),
+        cmocka_unit_test(stream_replies),
+        cmocka_unit_test(stream_descriptors),
+        cmocka_unit_test(options_of_others),
+        cmocka_unit_test(lists_of_options),
+        cmocka_unit_test(options_of_criu),
+        cmocka_unit_test(argument_lists),
+        cmocka_unit_test(exit_statuses),
+        cmocka_unit_test(versions),
         cmocka_unit_test(first_error_of_a_log),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));

@@ -274,7 +274,7 @@ static void another_program(void **state)
         usleep(1000);
         task_command(servant.pid, name, sizeof(name));
     } while (strcmp(name, "sleep") != 0);
-    usleep(100000);
+    until_asleep(servant.pid);
     struct page_runs list = {0}, runs = {0};
     struct tracked_areas tracked = {0};
     assert_int_equal(follower_list(&follower, &list, &runs, &tracked), 0);
@@ -302,6 +302,11 @@ static void hashes(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(places); i++)
         assert_false(page_hashes_note(&hashes, places[i], true, page));
     assert_int_equal(hashes.count, 4);
+    assert_true(page_hashes_same(&hashes, places[1], true, page));
+    assert_false(page_hashes_same(&hashes, places[1], false, page));
+    assert_false(page_hashes_same(&hashes, places[3] + PAGE_BYTES, true, page));
+    assert_false(page_hashes_same(&hashes, 0x123400000, true, page));
+    assert_int_equal(hashes.count, 4);
     assert_true(page_hashes_note(&hashes, places[0], false, page));
     assert_false(page_hashes_note(&hashes, places[0], false, page));
     page[PAGE_BYTES - 1] = 1;
@@ -312,6 +317,28 @@ static void hashes(void **state)
     page_hashes_begin(&hashes); /* of the others nothing was seen */
     assert_int_equal(hashes.count, 1);
     assert_false(page_hashes_note(&hashes, places[0], false, page));
+    page_hashes_free(&hashes);
+}
+
+/* What a snapshot has not been told to have is not in it, whatever was sent. */
+static void hashes_of_what_was_told(void **state)
+{
+    (void)state;
+    static const uint8_t page[PAGE_BYTES] = {1};
+    struct page_hashes hashes = {0};
+    page_hashes_begin(&hashes);
+    for (uint64_t i = 0; i < 130; i++)
+        assert_true(page_hashes_note(&hashes, i * PAGE_BYTES, false, page));
+    page_hashes_tell(&hashes, 0);
+    page_hashes_tell(&hashes, 129 * PAGE_BYTES);
+    page_hashes_tell(&hashes, 0x40000000); /* never noted */
+    page_hashes_keep_told(&hashes);
+    for (uint64_t i = 0; i < 130; i++)
+        assert_int_equal(page_hashes_same(&hashes, i * PAGE_BYTES, false, page),
+                         i == 0 || i == 129);
+    assert_false(page_hashes_same(&hashes, 0x40000000, false, page));
+    page_hashes_keep_told(&hashes); /* of the next one nothing was */
+    assert_false(page_hashes_same(&hashes, 0, false, page));
     page_hashes_free(&hashes);
 }
 
@@ -408,7 +435,34 @@ static void not_when_gone(void **state)
     }
 }
 
-/* ---- the same pages by reading as by PAGEMAP_SCAN ---- */
+/* ---- which pages exist ---- */
+
+static void put_every_other(struct orders *orders)
+{
+    for (uint64_t page = 0; page < PAGES; page += 2)
+        orders->region[page * PAGE_BYTES] = 1;
+}
+
+/* More runs than the kernel tells in one piece, and each is told once. */
+static void many_runs(void **state)
+{
+    (void)state;
+    uint64_t region = (uintptr_t)servant.orders->region;
+    struct memory_area area = {.start = region, .end = region + PAGES * PAGE_BYTES};
+    struct page_table table;
+    struct page_runs runs = {0};
+    servant_do(&servant, put_every_other);
+    assert_int_equal(page_table_open(&table, servant.pid), 0);
+    assert_int_equal(page_table_list(&table, &area, &runs), 0);
+    page_table_close(&table);
+    assert_int_equal(runs.count, PAGES / 2);
+    assert_int_equal(runs.pages, PAGES / 2);
+    for (uint64_t i = 0; i < PAGES / 2; i++)
+        assert_int_equal(runs.list[i].start, region + 2 * i * PAGE_BYTES);
+    page_runs_free(&runs);
+}
+
+/* The same pages by reading as by PAGEMAP_SCAN. */
 
 static int list_in(struct page_table *table, struct page_runs *runs)
 {
@@ -463,10 +517,12 @@ static void by_reading(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        PROCESS(what_differs),           PROCESS(what_is_dropped), PROCESS(zeros_of_a_file),
-        PROCESS(another_program),        cmocka_unit_test(hashes), PROCESS(the_best_that_works),
-        PROCESS(not_when_gone),          PROCESS(by_reading),      PROCESS(missed_and_a_file_since),
-        cmocka_unit_test(runs_in_order),
+        PROCESS(what_differs),        PROCESS(what_is_dropped),
+        PROCESS(zeros_of_a_file),     PROCESS(another_program),
+        cmocka_unit_test(hashes),     cmocka_unit_test(hashes_of_what_was_told),
+        PROCESS(the_best_that_works), PROCESS(not_when_gone),
+        PROCESS(by_reading),          PROCESS(missed_and_a_file_since),
+        PROCESS(many_runs),           cmocka_unit_test(runs_in_order),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }

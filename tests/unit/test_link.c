@@ -107,6 +107,7 @@ static void on_down(struct link *link, const struct error *err, void *user)
 }
 
 static const struct link_ops ops = {
+    .peer = SENT_BY_SOURCE | SENT_BY_CACHE,
     .up = on_up,
     .control = on_control,
     .bulk_place = on_bulk_place,
@@ -245,7 +246,7 @@ static bool source_fill(struct link_source *link_source, struct link_batch *batc
     if (source->turns == 0)
         return false;
     if (source->control_first)
-        link_send(source->link, 7000, 1, source->item, NULL);
+        link_send(source->link, FRAME_CHECK, 1, source->item, NULL);
     uint8_t *at = source->in_scratch ? batch->buf : source->memory;
     for (unsigned n = 0; n < source->frames; n++, at += source->frame_bytes) {
         struct frame frame = {
@@ -380,7 +381,7 @@ static void other_major(void **state)
     struct error err = refusal(&said);
     assert_int_equal(err.code, FAILURE_PEER);
     assert_contains(err.text, "3.4");
-    assert_contains(err.text, "1.0");
+    assert_contains(err.text, "this side 1.1");
 }
 
 static void not_godwit(void **state)
@@ -429,7 +430,7 @@ static void out_of_turn(void **state)
 
     bytes_add_preamble(&said, WIRE_MAJOR, WIRE_MINOR);
     bytes_add_frame(&said, &data, "abc");
-    assert_contains(refusal(&said).text, "data before hello");
+    assert_contains(refusal(&said).text, "frame before hello");
 
     bytes_add_greeting(&said);
     bytes_add_frame(&said, &hello, NULL);
@@ -475,7 +476,7 @@ static void refused_by_the_owner(void **state)
     (void)state;
     struct pair pair = pair_new_up(SILENCE_USEC);
     pair.b->refuse = true;
-    link_send(pair.a->link, 7000, 1, 2, NULL);
+    link_send(pair.a->link, FRAME_CHECK, 1, 2, NULL);
     run_until(pair.event, a_down, &pair, 2000);
     assert_contains(pair.b->err.text, "refused by the test");
     assert_contains(pair.a->err.text, "refused by the test");
@@ -500,6 +501,13 @@ static void goodbye_tells_why(void **state)
     pair_free(&pair);
 
     pair = pair_new_up(SILENCE_USEC);
+    reason = (struct error){.code = FAILURE_LIMIT};
+    link_goodbye(pair.a->link, &reason);
+    run_until(pair.event, b_down, &pair, 2000);
+    assert_string_equal(pair.b->err.text, "no reason was given");
+    pair_free(&pair);
+
+    pair = pair_new_up(SILENCE_USEC);
     reason = (struct error){.code = FAILURE_NONE};
     link_goodbye(pair.a->link, &reason);
     run_until(pair.event, b_down, &pair, 2000);
@@ -514,7 +522,7 @@ static void goodbye_from_control(void **state)
     pair.b->goodbye = true;
     pair.a->free_when_down = pair.b->free_when_down = true;
     for (int i = 0; i < 3; i++)
-        link_send(pair.a->link, 7000, 1, 2, NULL);
+        link_send(pair.a->link, FRAME_CHECK, 1, 2, NULL);
     run_until(pair.event, b_down, &pair, 2000);
     run_until(pair.event, a_down, &pair, 2000);
     assert_int_equal(pair.b->count, 1); /* nothing more is delivered after it */
@@ -534,7 +542,7 @@ static void nothing_after_down(void **state)
     error_set(&err, FAILURE_PEER, "over");
     link_goodbye(pair.a->link, &err);
     assert_false(link_is_up(pair.a->link));
-    link_send(pair.a->link, 7000, 1, 2, NULL);
+    link_send(pair.a->link, FRAME_CHECK, 1, 2, NULL);
     link_source_ready(pair.a->link, &source->source);
     link_goodbye(pair.a->link, &err);
     run_until(pair.event, a_down, &pair, 2000);
@@ -758,7 +766,7 @@ static void read_ahead_is_not_forgotten(void **state)
         struct frame frame = {.type = FRAME_IMAGE_DATA, .length = WIRE_BULK_MAX};
         for (unsigned i = 0; i < frames; i++)
             bytes_add_frame(&bytes, &frame, data);
-        frame = (struct frame){.type = 7000, .item = frames};
+        frame = (struct frame){.type = FRAME_CHECK, .item = frames};
         bytes_add_frame(&bytes, &frame, NULL);
         pair.a->bulk = 0;
         struct expected all = {pair.a, (uint64_t)frames * WIRE_BULK_MAX, pair.a->count + 1};
@@ -915,11 +923,12 @@ static void control_and_data(void **state)
     struct source *source = source_new(pair.a->link, 5, 2, 2, 100);
     source->control_first = true; /* sent in the turn, and still behind its data */
     link_source_ready(pair.a->link, &source->source);
-    link_send(pair.a->link, 7001, 1, 9, NULL); /* before data that has not been drawn */
+    link_send(pair.a->link, FRAME_SETTLED, 1, 9, NULL); /* before data that has not been drawn */
     struct expected all = {pair.b, 400, 1 + 2 * 3};
     run_until(pair.event, arrived, &all, 2000);
-    static const uint16_t order[] = {
-        7001, FRAME_IMAGE_DATA, FRAME_IMAGE_DATA, 7000, FRAME_IMAGE_DATA, FRAME_IMAGE_DATA, 7000};
+    static const uint16_t order[] = {FRAME_SETTLED, FRAME_IMAGE_DATA, FRAME_IMAGE_DATA,
+                                     FRAME_CHECK,   FRAME_IMAGE_DATA, FRAME_IMAGE_DATA,
+                                     FRAME_CHECK};
     for (size_t i = 0; i < ARRAY_SIZE(order); i++)
         assert_int_equal(pair.b->records[i].frame.type, order[i]);
     source_free(source);
@@ -1008,7 +1017,7 @@ static void removed_in_flight(void **state)
             memset(source->memory, scratch ? 0 : pattern(1, 0), 1);
             source_free(source);
             assert_int_equal(read_and_check(&pair, 1, LINK_BATCH_BYTES), LINK_BATCH_BYTES);
-            link_send(pair.a->link, 7000, 1, 1, NULL);
+            link_send(pair.a->link, FRAME_CHECK, 1, 1, NULL);
             assert_true(link_is_up(pair.a->link));
             pair_free(&pair);
         }
@@ -1116,7 +1125,7 @@ static void sources_at_random(void **state)
             link_source_ready(pair.a->link, &(*at)->source);
             break;
         case 3:
-            link_send(pair.a->link, 7000, 1, 0, NULL);
+            link_send(pair.a->link, FRAME_CHECK, 1, 0, NULL);
             break;
         default:
             assert_true(sd_event_run(pair.event, 0) >= 0);

@@ -12,6 +12,7 @@
 
 #include "base/digest.h"
 #include "base/io.h"
+#include "criu.pb-c.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
 #include "migrate/receiver.h"
@@ -68,7 +69,7 @@ static void on_proxy_down(struct link *link, const struct error *err, void *user
 }
 
 static const struct link_ops proxy_ops = {
-    .up = on_proxy_up, .control = on_proxy_control, .down = on_proxy_down};
+    .peer = SENT_BY_CACHE, .up = on_proxy_up, .control = on_proxy_control, .down = on_proxy_down};
 
 static void on_changed(struct sender *sender, void *user)
 {
@@ -213,6 +214,7 @@ static void on_cache_down(struct link *link, const struct error *err, void *user
 }
 
 static const struct link_ops cache_ops = {
+    .peer = SENT_BY_SOURCE,
     .up = on_proxy_up,
     .control = on_control,
     .bulk_place = on_bulk_place,
@@ -274,7 +276,7 @@ static struct rig *rig_new(uint64_t limit, bool relayed, size_t relay_step)
     struct error err;
     assert_non_null(rig);
     rig->path = directory_make();
-    rig->store = store_open(rig->path, false, limit, &err);
+    rig->store = store_open(rig->path, limit, &err);
     assert_non_null(rig->store);
     assert_true(sd_event_new(&rig->event) >= 0);
     int left[2], right[2];
@@ -741,7 +743,7 @@ static pthread_t criu_begin(struct rig *rig, struct criu *criu)
     pthread_t thread;
     socket_pair(fds);
     criu->fd = fds[1];
-    assert_int_equal(sender_open_page_door(rig->sender, fds[0]), 0);
+    assert_int_equal(sender_open_page_door(rig->sender, fds[0], NULL, NULL), 0);
     assert_int_equal(pthread_create(&thread, NULL, criu_main, criu), 0);
     return thread;
 }
@@ -772,7 +774,7 @@ static void pages_one_byte_at_a_time(void **state)
     write_image(rig, "core-7.img", "core", 4);
     int fds[2];
     socket_pair(fds);
-    assert_int_equal(sender_open_page_door(rig->sender, fds[0]), 0);
+    assert_int_equal(sender_open_page_door(rig->sender, fds[0], NULL, NULL), 0);
     struct criu criu = {.fd = fds[1], .form = 24};
     criu_request(&criu, PAGE_SERVER_OPEN, 0, 0, 0, SHARED_9);
     criu_pages(&criu, SHARED_9, 0x5000, 2, PAGEMAP_PRESENT, 0);
@@ -824,7 +826,7 @@ static void criu_gone_mad(void **state)
         struct rig *rig = rig_new_begun(MIB(64));
         int fds[2];
         socket_pair(fds);
-        assert_int_equal(sender_open_page_door(rig->sender, fds[0]), 0);
+        assert_int_equal(sender_open_page_door(rig->sender, fds[0], NULL, NULL), 0);
         struct criu criu = {.fd = fds[1], .form = 32};
         criu_request(&criu, PAGE_SERVER_OPEN, 0, 0, 0, TASK_7);
         criu_request(&criu, mad[i].command, mad[i].flags, mad[i].pages, mad[i].vaddr,
@@ -980,6 +982,65 @@ static void plain_pages(void **state)
     }
 }
 
+static void add_prefixed(struct bytes *bytes, const ProtobufCMessage *message)
+{
+    uint8_t packed[64], length[4];
+    size_t size = protobuf_c_message_pack(message, packed);
+    put_le32(length, (uint32_t)size);
+    bytes_add(bytes, length, sizeof(length));
+    bytes_add(bytes, packed, size);
+}
+
+/* As criu 4.2 writes it: the count where 4.1 does not look. */
+static struct bytes wide_pagemap(uint32_t pages_id, uint64_t vaddr, uint64_t pages)
+{
+    struct bytes bytes = {0};
+    uint8_t magic[8];
+    put_le32(magic, 0x54564319);
+    put_le32(magic + 4, 0x56084025);
+    bytes_add(&bytes, magic, sizeof(magic));
+    Godwit__Pb__CriuPagemapHead head = GODWIT__PB__CRIU_PAGEMAP_HEAD__INIT;
+    head.pages_id = pages_id;
+    add_prefixed(&bytes, &head.base);
+    Godwit__Pb__CriuPagemapEntry entry = GODWIT__PB__CRIU_PAGEMAP_ENTRY__INIT;
+    entry.vaddr = vaddr;
+    entry.has_flags = entry.has_nr_pages = true;
+    entry.flags = PAGEMAP_PRESENT | PAGEMAP_LAZY;
+    entry.nr_pages = pages;
+    add_prefixed(&bytes, &entry.base);
+    return bytes;
+}
+
+/* A pagemap that only criu 4.2 can read is stored as one that 4.1 reads too. */
+static void pagemaps_of_another_release(void **state)
+{
+    (void)state;
+    struct rig *rig = rig_new_begun(MIB(16));
+    uint8_t pages[2 * PAGE_BYTES] = {0}, stored[256];
+    struct bytes wide = wide_pagemap(5, 0x1000, 2);
+    write_image(rig, "pages-5.img", pages, sizeof(pages));
+    write_image(rig, "pagemap-1.img", wide.at, wide.length);
+    bytes_free(&wide);
+    sender_finish(rig->sender);
+    run_until(rig->event, rig_acked, rig, 3000);
+    int fd = openat(store_first(rig->store)->imagefd, "pagemap-1.img", O_RDONLY | O_CLOEXEC);
+    ssize_t length = read(fd, stored, sizeof(stored));
+    close(fd);
+    assert_true(length > 0);
+    struct pagemap_reader reader;
+    struct pagemap_run run;
+    struct error err;
+    uint32_t pages_id;
+    assert_int_equal(pagemap_read_begin(&reader, stored, (size_t)length, &pages_id, &err), 0);
+    assert_int_equal(pages_id, 5);
+    assert_int_equal(pagemap_read_next(&reader, &run, &err), 1);
+    assert_true(run.vaddr == 0x1000 && run.pages == 2);
+    assert_int_equal(run.flags, PAGEMAP_PRESENT | PAGEMAP_LAZY);
+    assert_int_equal(pagemap_read_next(&reader, &run, &err), 0);
+    assert_false(reader.wide);
+    rig_free(rig);
+}
+
 /* ---- a source that breaks the protocol loses its link ---- */
 
 static struct error cache_refusal(const struct bytes *said)
@@ -990,7 +1051,7 @@ static struct error cache_refusal(const struct bytes *said)
     assert_non_null(rig);
     rig->path = directory_make();
     rig->relay[0] = rig->relay[1] = -EBADF;
-    rig->store = store_open(rig->path, false, MIB(1), &err);
+    rig->store = store_open(rig->path, MIB(1), &err);
     assert_true(sd_event_new(&rig->event) >= 0);
     socket_pair(fds);
     rig->cache = link_new(rig->event, fds[1], SILENCE_USEC, &cache_ops, rig);
@@ -1065,8 +1126,8 @@ static void broken_protocol(void **state)
         {false, {FRAME_IMAGE_BEGIN, 0, 0, 1, 3, 0}, "not a name"},
         {false, {FRAME_IMAGE_END, 0, 0, 1, 1, 0}, "16 bytes"},
         {false, {FRAME_SPACE_BEGIN, 0, 0, 1, 2, 0}, "no known kind"},
-        {false, {FRAME_SNAPSHOT_ACK, 0, 0, 1, 0, 0}, "not in a snapshot"},
-        {false, {9999, 0, 0, 1, 0, 0}, "not in a snapshot"},
+        {false, {FRAME_SNAPSHOT_ACK, 0, 0, 1, 0, 0}, "to an image-cache"},
+        {false, {9999, 0, 0, 1, 0, 0}, "a frame of type 9999"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(frames); i++) {
         struct bytes bytes = {0};
@@ -1094,6 +1155,62 @@ static void broken_protocol(void **state)
     }
 }
 
+/* ---- what is based on another ---- */
+
+static void chain_by_hand(struct bytes *bytes, const char *image)
+{
+    Godwit__Pb__SnapshotBegin begin = GODWIT__PB__SNAPSHOT_BEGIN__INIT;
+    begin.id = (char *)"test";
+    begin.pre_dump = true;
+    bytes_add_message(bytes, FRAME_SNAPSHOT_BEGIN, 1, 0, &begin.base);
+    add_item(bytes, 1, false, image);
+}
+
+static void based_by_hand(struct bytes *bytes)
+{
+    Godwit__Pb__SpaceBegin space = GODWIT__PB__SPACE_BEGIN__INIT;
+    space.kind = GODWIT__PB__SPACE_BEGIN__KIND__TASK;
+    space.based = true;
+    begin_by_hand(bytes);
+    bytes_add_message(bytes, FRAME_SPACE_BEGIN, 1, 1, &space.base);
+}
+
+static void based_on_nothing(void **state)
+{
+    (void)state;
+    struct bytes bytes = {0};
+    based_by_hand(&bytes);
+    assert_contains(cache_refusal(&bytes).text, "based on nothing");
+    bytes_free(&bytes);
+    chain_by_hand(&bytes, "pages-1.img");
+    assert_contains(cache_refusal(&bytes).text, "shares memory");
+    bytes_free(&bytes);
+}
+
+/* Told at once, before anything of the snapshot has been sent. */
+static void parents_that_are_not_there(void **state)
+{
+    (void)state;
+    struct rig *rig = rig_new(MIB(16), false, 0);
+    Godwit__Pb__SnapshotBegin begin = GODWIT__PB__SNAPSHOT_BEGIN__INIT;
+    rig_begin(rig, 1, "plain");
+    sender_finish(rig->sender);
+    run_until(rig->event, rig_acked, rig, 3000);
+    static const char *const parents[] = {"nobody", "plain", "child"};
+    for (uint32_t i = 0; i < ARRAY_SIZE(parents); i++) {
+        sender_free(rig->sender);
+        begin.id = (char *)"child";
+        begin.parent = (char *)parents[i];
+        rig->sender = sender_new(rig->event, rig->proxy, i + 2, &begin, &sender_ops, rig);
+        run_until(rig->event, rig_failed, rig, 3000);
+        assert_int_equal(sender_error(rig->sender)->code, FAILURE_NOT_FOUND);
+        assert_contains(sender_error(rig->sender)->text, parents[i]);
+        settle(rig->event);
+    }
+    assert_null(store_find(rig->store, "child"));
+    rig_free(rig);
+}
+
 /* ---- the link breaks at every byte ---- */
 
 static struct bytes capture_conversation(void)
@@ -1104,7 +1221,7 @@ static struct bytes capture_conversation(void)
     rig_begin(rig, 1, "test");
     int fds[2];
     socket_pair(fds);
-    assert_int_equal(sender_open_page_door(rig->sender, fds[0]), 0);
+    assert_int_equal(sender_open_page_door(rig->sender, fds[0], NULL, NULL), 0);
     struct criu criu = {.fd = fds[1], .form = 32};
     criu_request(&criu, PAGE_SERVER_OPEN, 0, 0, 0, TASK_7);
     criu_pages(&criu, TASK_7, 0x1000, 1, PAGEMAP_PRESENT, 0);
@@ -1148,7 +1265,7 @@ static void link_breaks_at_every_byte(void **state)
         struct rig rig = {.path = path, .relay = {-EBADF, -EBADF}};
         struct error err;
         int fds[2];
-        rig.store = store_open(path, false, MIB(16), &err);
+        rig.store = store_open(path, MIB(16), &err);
         assert_true(sd_event_new(&rig.event) >= 0);
         socket_pair(fds);
         rig.cache = link_new(rig.event, fds[1], SILENCE_USEC, &cache_ops, &rig);
@@ -1214,7 +1331,10 @@ int main(void)
         cmocka_unit_test(ids_that_cannot_be),
         cmocka_unit_test(images_of_one_name),
         cmocka_unit_test(plain_pages),
+        cmocka_unit_test(pagemaps_of_another_release),
         cmocka_unit_test(broken_protocol),
+        cmocka_unit_test(based_on_nothing),
+        cmocka_unit_test(parents_that_are_not_there),
         cmocka_unit_test(link_breaks_at_every_byte),
         cmocka_unit_test(link_breaks_at_the_source),
     };

@@ -98,15 +98,16 @@ static void must_end(enum pager_phase phase)
 enum { ARENA = 8192, THREADS_MAX = 4 }; /* pages */
 
 #define GONE UINT64_MAX
-#define ARENA_AT 0x200000000000ull
+#define ARENA_AT 0x550000000000ull
 
-static struct world {
+struct world {
     uint8_t *arena;       /* at the same place in all */
     uint64_t want[ARENA]; /* the word that fills the page; 0; or GONE: not mapped */
     uint64_t seed, steps, threads;
     uint64_t bad, first_bad, forks;
     char socket[96];
-} * world;
+};
+static struct world *world;
 
 static uint64_t key(uint64_t page, uint64_t version)
 {
@@ -467,7 +468,8 @@ static void fork_off(struct life *life)
         return;
     if (life->children[slot] > 0)
         waitpid(life->children[slot], NULL, 0);
-    memcpy(copies[life->from * THREADS_MAX / ARENA], life->want, sizeof(copies[0]));
+    uint64_t *copy = copies[life->from * THREADS_MAX / ARENA];
+    memcpy(copy + life->from, life->want + life->from, (life->to - life->from) * sizeof(*copy));
     life->children[slot] = fork();
     if (life->children[slot] != 0) {
         __atomic_fetch_add(&world->forks, 1, __ATOMIC_SEQ_CST);
@@ -475,7 +477,7 @@ static void fork_off(struct life *life)
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     life->child = true;
-    life->want = copies[life->from * THREADS_MAX / ARENA];
+    life->want = copy;
     life->steps = choose(life, 40);
     live(life);
     _exit(0);
@@ -792,6 +794,12 @@ static bool has_pages(void)
     return look().pages > 0;
 }
 
+static bool has_filled_a_tenth(void)
+{
+    struct pager_view view = look();
+    return view.pages > 0 && view.filled >= view.pages / 10;
+}
+
 static void both_killed(void **state)
 {
     (void)state;
@@ -831,12 +839,13 @@ static void nothing_piles_up(void **state)
     begin_restore();
     write_images(servant.pid, &random, 100, 20);
     must_do(hand_over);
-    usleep(20000);
+    wait_until(has_pages, "a task");
     size_t before = count_descriptors(look().leader);
     assert_true(before > 5);
     for (unsigned i = 0; i < 40; i++)
         assert_true(kill_one(i % 2 ? LEADER : STANDBY));
-    usleep(20000);
+    for (unsigned i = 0; i < 1000 && count_descriptors(look().leader) != before; i++)
+        usleep(10000);
     assert_int_equal(count_descriptors(look().leader), before);
     must_do(finish);
     must_be_right();
@@ -901,7 +910,8 @@ static void before_it_is_built(void **state)
     begin_restore();
     write_images(servant.pid, &random, 100, 20);
     must_do(hand_over);
-    usleep(200000);
+    wait_until(has_filled_a_tenth, "the first pages");
+    usleep(100000); /* more than a quarter would come now */
     struct pager_view view = look();
     assert_int_equal(view.phase, PAGER_FILLING);
     assert_in_range(view.filled, view.pages / 10, view.pages / 4);
@@ -1212,8 +1222,8 @@ static void memory_of_a_dead_leader(void **state)
     begin_restore();
     write_images(servant.pid, &random, ARENA, 0);
     must_do(hand_over);
-    usleep(200000);
-    assert_true(look().filled > 0 && kill_one(LEADER));
+    wait_until(has_filled_a_tenth, "the first pages");
+    assert_true(kill_one(LEADER));
     pager_release(place.dir);
     must_do(finish);
     must_end(PAGER_DONE);

@@ -61,7 +61,7 @@ static void judge_with(const char *criu, const Godwit__Pb__Facts *part, uint64_t
 {
     struct preflight_criu known;
     preflight_try_criu(criu, &known);
-    preflight_judge(part, &known, free_bytes, findings);
+    preflight_judge(part, &known, free_bytes, &preflight_own_eyes, findings);
 }
 
 static int set_up(void **state)
@@ -195,9 +195,9 @@ static void has_no_problem(pid_t pid)
 static void plain_process(void **state)
 {
     (void)state;
-    static const char *const topics[] = {"criu", "kernel", "process",   "tty",
-                                         "tcp",  "unix",   "lock",      "ghost",
-                                         "ipc",  "limits", "namespace", "file"};
+    static const char *const topics[] = {"criu",   "kernel",    "process", "tty",   "tcp",
+                                         "unix",   "pipe",      "lock",    "ghost", "ipc",
+                                         "limits", "namespace", "file"};
     struct utsname name;
     char host[65] = "";
     pid_t pid = child_start(NULL, NULL);
@@ -353,13 +353,7 @@ static pid_t both_sides(void *unused)
 static pid_t member_of_a_session(void *unused)
 {
     (void)unused;
-    pid_t pid = fork();
-    if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        for (;;)
-            pause();
-    }
-    return pid;
+    return child_fork();
 }
 
 static void terminals(void **state)
@@ -428,8 +422,48 @@ static pid_t pair_in_another_network(void *unused)
             pause();
     }
     close(fds[1]);
-    usleep(20000);
+    until_asleep(pid);
     return pid;
+}
+
+/* Keeps the end that it is given by number: 0 reads. */
+struct half {
+    int fds[2];
+    int kept;
+};
+
+static pid_t keep_half(void *user)
+{
+    const struct half *half = user;
+    close(half->fds[1 - half->kept]);
+    return 0;
+}
+
+static pid_t pipe_of_its_own(void *unused)
+{
+    (void)unused;
+    int fds[2];
+    return pipe(fds);
+}
+
+static void pipes(void **state)
+{
+    (void)state;
+    for (int kept = 0; kept < 2; kept++) {
+        struct half half = {.kept = kept};
+        assert_int_equal(pipe2(half.fds, O_CLOEXEC), 0);
+        pid_t pid = child_start(keep_half, &half);
+        struct seen seen = look(pid, NULL, NULL);
+        must_tell(&seen.findings, PROBLEM, "pipe", "a process that stays behind");
+        forget(&seen);
+        close(
+            half.fds[1 - kept]); /* the same end as its own is left here: nobody is at the other */
+        has_no_problem(pid);
+        close(half.fds[kept]);
+        child_end();
+    }
+    has_no_problem(child_start(pipe_of_its_own, NULL));
+    child_end();
 }
 
 static void tcp(void **state)
@@ -447,15 +481,13 @@ static void unix_sockets(void **state)
     (void)state;
     int fds[2];
     char id[64];
-    struct stat st;
     assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM, 0, fds), 0);
     needs_option(close_our_end, &fds[0], "unix", "--ext-unix-sk", NULL);
     needs_option(close_our_end, &fds[0], "unix", "-x", NULL);
     close(fds[0]);
     close(fds[1]);
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), 0);
-    assert_int_equal(fstat(fds[1], &st), 0);
-    snprintf(id, sizeof(id), "unix[%lu]", (unsigned long)st.st_ino);
+    snprintf(id, sizeof(id), "unix[%lu]", (unsigned long)inode_of(fds[1]));
     pid_t pid = child_start(close_our_end, &fds[0]);
     struct seen seen = look(pid, "--ext-unix-sk", NULL);
     must_tell(&seen.findings, PROBLEM, "unix", "half of a stream");
@@ -704,7 +736,7 @@ static pid_t own_pids(void *second)
     }
     close(told[0]);
     close(told[1]);
-    usleep(20000);
+    until_asleep(init);
     char path[64];
     snprintf(path, sizeof(path), "/proc/%d/task/%d/children", init, init);
     FILE *children = fopen(path, "re");
@@ -1055,6 +1087,8 @@ static void nothing_to_judge(void **state)
 
 int main(void)
 {
+    /* What the runner has left open the subjects would have too. */
+    close_range(STDERR_FILENO + 1, UINT_MAX, 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_process),
         cmocka_unit_test(hosts_only),
@@ -1062,6 +1096,7 @@ int main(void)
         cmocka_unit_test(absurd_options),
         cmocka_unit_test(never),
         cmocka_unit_test(terminals),
+        cmocka_unit_test(pipes),
         cmocka_unit_test(tcp),
         cmocka_unit_test(unix_sockets),
         cmocka_unit_test(files),

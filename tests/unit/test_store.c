@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -173,6 +174,38 @@ static void arena_names(void **state)
     assert_int_equal(arena_create(&other, ground->dirfd, "link", &ground->budget), -EEXIST);
     struct arena zero = {0};
     arena_drop(&zero);
+    ground_free(ground);
+}
+
+/* What has been used and given back is zeros for whoever comes next, in children too. */
+static void arena_of_another(void **state)
+{
+    (void)state;
+    struct ground *ground = ground_new(MIB(64));
+    struct arena_window window = {0};
+    uint64_t offset;
+    void *place;
+    size_t length = MIB(8);
+    assert_int_equal(arena_append(&ground->arena, length, &offset), 0);
+    assert_int_equal(arena_at(&ground->arena, &window, offset, &place, &length), 0);
+    memset(place, 0x5a, length);
+    pid_t child = fork();
+    if (child == 0) { /* has not even the mapping: it would keep the memory */
+        uint8_t in_core;
+        _exit(mincore(place, PAGE_BYTES, &in_core) < 0 && errno == ENOMEM ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    arena_window_close(&window);
+    arena_drop(&ground->arena);
+    assert_int_equal(unlinkat(ground->dirfd, "arena", 0), 0);
+    assert_int_equal(arena_create(&ground->arena, ground->dirfd, "arena", &ground->budget), 0);
+    assert_int_equal(arena_append(&ground->arena, MIB(8), &offset), 0);
+    assert_int_equal(arena_at(&ground->arena, &window, offset, &place, &length), 0);
+    for (size_t i = 0; i < length; i++)
+        assert_int_equal(((const uint8_t *)place)[i], 0);
+    arena_window_close(&window);
     ground_free(ground);
 }
 
@@ -496,7 +529,7 @@ static void shadow_over_budget(void **state)
 static struct store *store_here(const char *path, uint64_t limit)
 {
     struct error err;
-    struct store *store = store_open(path, false, limit, &err);
+    struct store *store = store_open(path, limit, &err);
     if (!store)
         fail_msg("store_open: %s", err.text);
     return store;
@@ -532,9 +565,9 @@ static void snapshots(void **state)
     assert_ptr_equal(store_first(store), a);
     assert_ptr_equal(a->next, b);
     assert_int_equal(a->state, SNAPSHOT_RECEIVING);
-    assert_int_equal(snapshot_path(a, images, sizeof(images)), 0);
+    assert_int_equal(snapshot_path(a, "images", images, sizeof(images)), 0);
     assert_true(exists(images, "."));
-    assert_int_equal(snapshot_path(a, images, 5), -ENAMETOOLONG);
+    assert_int_equal(snapshot_path(a, "images", images, 5), -ENAMETOOLONG);
     assert_int_equal(budget_charge(store_budget(store), 1000), 0);
     a->charge += 1000;
     assert_true(store_budget(store)->used == a->charge + b->charge);
@@ -561,7 +594,7 @@ static void crash_with_all_states(const char *path)
     pid_t pid = fork();
     if (pid == 0) {
         struct error err;
-        struct store *store = store_open(path, false, MIB(1), &err);
+        struct store *store = store_open(path, MIB(1), &err);
         for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
             const char *id = snapshot_state_name(states[i]);
             struct snapshot *snapshot = snapshot_create(store, id, &err);
@@ -650,7 +683,7 @@ static void store_with_something_unreadable(void **state)
         write_file(snapshot->dirfd, "about", texts[i]);
         write_file(snapshot->imagefd, "core-1.img", "core");
         store_close(store);
-        store = store_open(path, false, MIB(1), &err);
+        store = store_open(path, MIB(1), &err);
         if (store)
             fail_msg("a store with an about of \"%s\" was opened", texts[i]);
         assert_contains(err.text, "precious");
@@ -692,7 +725,7 @@ static void store_with_leavings(void **state)
     close(dirfd);
     directory_remove(path);
     struct error err = {0};
-    assert_null(store_open("/proc/no/such/place", false, MIB(1), &err));
+    assert_null(store_open("/proc/no/such/place", MIB(1), &err));
     assert_contains(err.text, "/proc/no/such/place");
 }
 
@@ -707,7 +740,7 @@ static void removed_while_held_open(void **state)
     assert_int_equal(mkdirat(snapshot->imagefd, "sub", 0700), 0);
     assert_int_equal(mkdirat(snapshot->imagefd, "sub/sub", 0700), 0);
     write_file(snapshot->imagefd, "sub/sub/file", "x");
-    assert_int_equal(snapshot_path(snapshot, images, sizeof(images)), 0);
+    assert_int_equal(snapshot_path(snapshot, "images", images, sizeof(images)), 0);
     int held = open(images, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int file = openat(held, "core-1.img", O_RDONLY | O_CLOEXEC);
     assert_true(held >= 0 && file >= 0);
@@ -731,6 +764,7 @@ int main(void)
         cmocka_unit_test(arena_above_four_gib),
         cmocka_unit_test(arena_ends_at_the_budget),
         cmocka_unit_test(arena_names),
+        cmocka_unit_test(arena_of_another),
         cmocka_unit_test(shadow_newest_wins),
         cmocka_unit_test(shadow_descending),
         cmocka_unit_test(shadow_at_random),

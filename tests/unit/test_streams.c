@@ -142,6 +142,7 @@ static void on_down(struct link *link, const struct error *err, void *user)
 }
 
 static const struct link_ops cache_ops = {
+    .peer = SENT_BY_SOURCE,
     .up = on_up,
     .control = on_control,
     .bulk_place = on_bulk_place,
@@ -167,7 +168,7 @@ static void on_source_down(struct link *link, const struct error *err, void *use
 }
 
 static const struct link_ops source_ops = {
-    .up = on_up, .control = on_source_control, .down = on_source_down};
+    .peer = SENT_BY_CACHE, .up = on_up, .control = on_source_control, .down = on_source_down};
 
 static void on_changed(struct sender *sender, void *user)
 {
@@ -221,7 +222,7 @@ static struct rig *rig_new(unsigned count, bool by_hand, unsigned slow_stream)
     struct error err;
     assert_non_null(rig);
     rig->path = directory_make();
-    rig->store = store_open(rig->path, false, MIB(64), &err);
+    rig->store = store_open(rig->path, MIB(64), &err);
     assert_non_null(rig->store);
     assert_true(sd_event_new(&rig->event) >= 0);
     rig->count = count;
@@ -409,7 +410,7 @@ static void move_pages(unsigned count, unsigned slow_stream)
     pthread_t thread;
     socket_pair(fds);
     struct criu criu = {.fd = fds[1]};
-    assert_int_equal(sender_open_page_door(rig->sender, fds[0]), 0);
+    assert_int_equal(sender_open_page_door(rig->sender, fds[0], NULL, NULL), 0);
     assert_int_equal(pthread_create(&thread, NULL, criu_main, &criu), 0);
     sender_finish(rig->sender);
     run_until(rig->event, rig_acked, rig, 20000);

@@ -5,16 +5,21 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "base/io.h"
 #include "child.h"
 #include "task/file.h"
+#include "task/task.h"
 #include "task/tree.h"
 
 /* ---- files ---- */
@@ -202,12 +207,13 @@ static pid_t family(void *shared_bytes)
     memset(own, 1, bytes);
     pthread_t id;
     pthread_create(&id, NULL, thread, NULL);
-    if (fork() == 0) {
+    pid_t child = fork();
+    if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         memset(shared, 2, bytes);
         thread(NULL);
     }
-    usleep(20000); /* until the child has touched all */
+    until_asleep(child); /* it has touched all */
     return 0;
 }
 
@@ -290,6 +296,60 @@ static void ways_of_opening(void **state)
     directory_remove(directory);
 }
 
+/* What is about to be killed does not compete with what has to be done meanwhile: all threads of
+ * all processes. */
+static void those_that_give_way(void **state)
+{
+    (void)state;
+    size_t bytes = MIB(1);
+    struct task_tree tree;
+    struct tree seen;
+    struct error err;
+    pid_t root = child_start(family, &bytes);
+    assert_int_equal(tree_look(root, &seen, &err), 0);
+    assert_int_equal(seen.pid_count, 3); /* one of the two processes has a second thread */
+    assert_int_equal(task_tree_open(root, &tree), 0);
+    assert_int_equal(tree.count, 2);
+    task_tree_give_way(&tree);
+    for (size_t i = 0; i < seen.pid_count; i++) {
+        pid_t tid = (pid_t)seen.pids[i];
+        assert_int_equal(sched_getscheduler(tid), SCHED_BATCH);
+        assert_int_equal(getpriority(PRIO_PROCESS, (id_t)tid), 5);
+    }
+    task_tree_close(&tree);
+    tree_free(&seen);
+    child_end();
+}
+
+/* ---- whom a tracer traces ---- */
+
+/* Traces a child, which it returns, and has the socket that it is told of. */
+static pid_t trace_a_child(void *user)
+{
+    int *sockets = user;
+    close(sockets[1]);
+    pid_t child = child_fork();
+    return ptrace(PTRACE_SEIZE, child, 0, 0) == 0 ? child : -1;
+}
+
+static void whom_a_tracer_traces(void **state)
+{
+    (void)state;
+    int sockets[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
+    pid_t child = child_start(trace_a_child, sockets);
+    assert_true(child > 0);
+    const pid_t likely[] = {child, getpid(), 0, -1, INT_MAX};
+    for (size_t i = 0; i < ARRAY_SIZE(likely); i++) {
+        assert_int_equal(task_find_traced(likely[i], inode_of(sockets[0])), child);
+        assert_int_equal(task_find_traced(likely[i], inode_of(sockets[1])), 0); /* only ours */
+    }
+    child_end();
+    assert_int_equal(task_find_traced(child, inode_of(sockets[0])), 0);
+    close(sockets[0]);
+    close(sockets[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -301,6 +361,8 @@ int main(void)
         cmocka_unit_test(tasks),
         cmocka_unit_test(a_family),
         cmocka_unit_test(ways_of_opening),
+        cmocka_unit_test(those_that_give_way),
+        cmocka_unit_test(whom_a_tracer_traces),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }

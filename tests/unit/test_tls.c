@@ -169,7 +169,8 @@ static void on_down(struct link *link, const struct error *err, void *user)
     side->link = link_free(side->link);
 }
 
-static const struct link_ops ops = {.up = on_up,
+static const struct link_ops ops = {.peer = SENT_BY_SOURCE | SENT_BY_CACHE,
+                                    .up = on_up,
                                     .control = on_control,
                                     .bulk_place = on_place,
                                     .bulk_landed = on_landed,
@@ -183,7 +184,7 @@ static bool fill(struct link_source *source, struct link_batch *batch)
     assert_true(link_batch_add(batch, &frame, side->out));
     frame.length = 3;
     assert_true(link_batch_add(batch, &frame, side->out));
-    link_send(side->link, 7000, 1, 1, NULL);
+    link_send(side->link, FRAME_CHECK, 1, 1, NULL);
     return false;
 }
 
@@ -659,7 +660,7 @@ static void renewed_keys(void **state)
     (void)state;
     struct hand hand = hand_new();
     struct bytes frame = {0};
-    bytes_add_message(&frame, 7000, 1, 1, NULL);
+    bytes_add_message(&frame, FRAME_CHECK, 1, 1, NULL);
     for (unsigned i = 0; i < 2; i++) {
         HAND_DO(&hand, gnutls_record_send(hand.session, frame.at, frame.length));
         HAND_DO(&hand, gnutls_session_key_update(hand.session, GNUTLS_KU_PEER));

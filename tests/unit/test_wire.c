@@ -157,14 +157,64 @@ static void frame_names(void **state)
     assert_string_equal(frame_name(UINT16_MAX), "?");
 }
 
+/* The table is sorted, and what is early or data is what the protocol says. */
+static void frame_rules(void **state)
+{
+    (void)state;
+    unsigned known = 0, last = 0;
+    for (unsigned type = 0; type <= UINT16_MAX; type++) {
+        const struct frame_rule *rule = frame_rule((uint16_t)type);
+        if (!rule)
+            continue;
+        assert_int_equal(rule->type, type);
+        assert_true(type > last || known == 0);
+        assert_true(rule->sent_by && rule->place);
+        assert_int_equal(rule->early, type == FRAME_HELLO || type == FRAME_GOODBYE);
+        /* Nothing that changes a snapshot comes from an image-cache. */
+        assert_true(type < 100 || type / 50 % 2 == (rule->sent_by == SENT_BY_CACHE) || type >= 200);
+        assert_true(type < 200 || rule->sent_by == SENT_BY_SOURCE);
+        last = type;
+        known++;
+    }
+}
+
+static void frames_that_may_not_come(void **state)
+{
+    (void)state;
+    static const struct {
+        struct frame frame;
+        unsigned sent_by;
+        bool early;
+        const char *complaint;
+    } cases[] = {
+        {{.type = 77}, SENT_BY_SOURCE, false, "a frame of type 77"},
+        {{.type = FRAME_PAGES}, SENT_BY_CACHE, false, "pages frame to a source"},
+        {{.type = FRAME_PREPARED}, SENT_BY_SOURCE, false, "prepared frame to an image-cache"},
+        {{.type = FRAME_PAGES}, SENT_BY_SOURCE, true, "pages frame before hello"},
+        {{.type = FRAME_HEARTBEAT}, SENT_BY_CACHE, true, "heartbeat frame before hello"},
+        {{.type = FRAME_HELLO, .length = WIRE_EARLY_MAX + 1}, SENT_BY_SOURCE, true, "4097 bytes"},
+        {{.type = FRAME_GOODBYE, .length = WIRE_EARLY_MAX + 1}, SENT_BY_CACHE, true, "4097 bytes"},
+        {{.type = FRAME_HELLO, .length = WIRE_EARLY_MAX}, SENT_BY_SOURCE, true, NULL},
+        {{.type = FRAME_GOODBYE, .length = WIRE_CONTROL_MAX}, SENT_BY_CACHE, false, NULL},
+        {{.type = FRAME_PAGES}, SENT_BY_SOURCE, false, NULL},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct error err = {0};
+        int r = frame_may_come(&cases[i].frame, cases[i].sent_by, cases[i].early, &err);
+        assert_int_equal(r, cases[i].complaint ? -1 : 0);
+        if (cases[i].complaint)
+            assert_contains(err.text, cases[i].complaint);
+    }
+}
+
 static void preambles(void **state)
 {
     (void)state;
     uint8_t preamble[WIRE_PREAMBLE_BYTES];
     struct error err;
     preamble_encode(preamble);
-    assert_memory_equal(preamble, "godwit\r\n\1\0\0\0\0\0\0\0", 16);
-    assert_int_equal(preamble_check(preamble, &err), 0);
+    assert_memory_equal(preamble, "godwit\r\n\1\0\1\0\0\0\0\0", 16);
+    assert_int_equal(preamble_check(preamble, &err), 1);
     for (unsigned i = 0; i < 8; i++) {
         preamble[i] ^= 0x20;
         assert_int_equal(preamble_check(preamble, &err), -EPROTO);
@@ -172,7 +222,7 @@ static void preambles(void **state)
         preamble[i] ^= 0x20;
     }
     put_le16(preamble + 10, 9); /* another minor number */
-    assert_int_equal(preamble_check(preamble, &err), 0);
+    assert_int_equal(preamble_check(preamble, &err), 9);
     static const uint16_t majors[] = {0, 2, 255, 256, UINT16_MAX};
     for (size_t i = 0; i < ARRAY_SIZE(majors); i++) {
         put_le16(preamble + 8, majors[i]);
@@ -180,7 +230,7 @@ static void preambles(void **state)
         char theirs[16];
         snprintf(theirs, sizeof(theirs), "%u.9 ", majors[i]);
         assert_contains(err.text, theirs);
-        assert_contains(err.text, "1.0");
+        assert_contains(err.text, "this side 1.1");
     }
 }
 
@@ -423,6 +473,8 @@ int main(void)
         cmocka_unit_test(frame_flags),
         cmocka_unit_test(frame_limits),
         cmocka_unit_test(frame_names),
+        cmocka_unit_test(frame_rules),
+        cmocka_unit_test(frames_that_may_not_come),
         cmocka_unit_test(preambles),
         cmocka_unit_test(image_names),
         cmocka_unit_test(snapshot_ids),

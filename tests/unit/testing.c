@@ -5,6 +5,7 @@
 #include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 static unsigned skipped;
@@ -40,6 +41,13 @@ void test_skip(const char *why)
     skipped++;
     skip();
     abort(); /* not reached: skip() leaves by longjmp */
+}
+
+uint64_t inode_of(int fd)
+{
+    struct stat st;
+    assert_int_equal(fstat(fd, &st), 0);
+    return st.st_ino;
 }
 
 int test_exit(int failed)

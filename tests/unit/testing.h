@@ -26,6 +26,9 @@ _Noreturn void test_skip(const char *why);
  * is skipped; with it, it has to pass. */
 bool kernel_writes_async(void);
 
+/* As fstat() tells. */
+uint64_t inode_of(int fd);
+
 /* Exit status of the program from what cmocka_run_group_tests() says. */
 int test_exit(int failed);
 
