@@ -70,29 +70,58 @@ int lazy_areas_parse(const uint8_t *bytes, size_t length, bool outside, struct l
     return r;
 }
 
-int lazy_areas_cut(struct lazy_areas *areas, uint64_t start, uint64_t end)
+int lazy_areas_cut(struct lazy_areas *areas, const struct lazy_areas *others)
 {
-    struct lazy_area *list = calloc(areas->count + 1, sizeof(*list));
-    size_t count = 0;
+    struct lazy_area *list = calloc(areas->count + others->count + 1, sizeof(*list));
+    size_t count = 0, first = 0;
     if (!list)
         return -ENOMEM;
-    start -= start % PAGE_BYTES;
-    end += (PAGE_BYTES - end % PAGE_BYTES) % PAGE_BYTES;
     for (size_t i = 0; i < areas->count; i++) {
-        struct lazy_area before = areas->list[i], behind = before;
-        before.end = MIN(before.end, start);
-        behind.start = MAX(behind.start, end);
-        if (before.start < before.end)
-            list[count++] = before;
-        if (behind.start < behind.end)
-            list[count++] = behind;
+        struct lazy_area rest = areas->list[i];
+        while (first < others->count && others->list[first].end <= rest.start)
+            first++;
+        for (size_t k = first; k < others->count && others->list[k].start < rest.end; k++) {
+            if (rest.start < others->list[k].start)
+                list[count++] = (struct lazy_area){rest.start, others->list[k].start};
+            rest.start = others->list[k].end;
+        }
+        if (rest.start < rest.end)
+            list[count++] = rest;
     }
     free(areas->list);
     *areas = (struct lazy_areas){list, count};
     return 0;
 }
 
-static int cut_core(int dirfd, const char *name, void *areas)
+/* ---- rseq ---- */
+
+struct rseq_list {
+    struct lazy_areas areas;
+    size_t room;
+};
+
+static int add_rseq(struct rseq_list *list, const Godwit__Pb__CriuRseq *rseq)
+{
+    struct lazy_areas *areas = &list->areas;
+    if (!rseq || rseq->rseq_abi_size == 0 || rseq->rseq_abi_pointer > UINT64_MAX / 2)
+        return 0;
+    if (areas->count == list->room) {
+        size_t room = MAX(64, 2 * list->room);
+        struct lazy_area *grown = realloc(areas->list, room * sizeof(*grown));
+        if (!grown)
+            return -ENOMEM;
+        areas->list = grown;
+        list->room = room;
+    }
+    uint64_t start = rseq->rseq_abi_pointer, end = start + rseq->rseq_abi_size;
+    areas->list[areas->count++] = (struct lazy_area){
+        .start = start - start % PAGE_BYTES,
+        .end = (end + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES,
+    };
+    return 0;
+}
+
+static int read_core(int dirfd, const char *name, void *list)
 {
     ProtobufCMessage *message;
     if (strncmp(name, "core-", 5) != 0)
@@ -102,11 +131,55 @@ static int cut_core(int dirfd, const char *name, void *areas)
     if (r < 0)
         return r;
     const Godwit__Pb__CriuThreadCore *thread = ((Godwit__Pb__CriuCore *)message)->thread_core;
-    const Godwit__Pb__CriuRseq *rseq = thread ? thread->rseq_entry : NULL;
-    if (rseq && rseq->rseq_abi_size > 0 && rseq->rseq_abi_pointer <= UINT64_MAX / 2)
-        r = lazy_areas_cut(areas, rseq->rseq_abi_pointer,
-                           rseq->rseq_abi_pointer + rseq->rseq_abi_size);
+    r = add_rseq(list, thread ? thread->rseq_entry : NULL);
     protobuf_c_message_free_unpacked(message, NULL);
+    return r;
+}
+
+static int compare_starts(const void *one, const void *other)
+{
+    const struct lazy_area *a = one, *b = other;
+    return a->start < b->start ? -1 : a->start > b->start;
+}
+
+static void sort_areas(struct lazy_areas *areas)
+{
+    size_t count = 0;
+    if (areas->count > 1)
+        qsort(areas->list, areas->count, sizeof(*areas->list), compare_starts);
+    for (size_t i = 0; i < areas->count; i++) {
+        struct lazy_area *last = count > 0 ? &areas->list[count - 1] : NULL;
+        if (last && areas->list[i].start <= last->end)
+            last->end = MAX(last->end, areas->list[i].end);
+        else
+            areas->list[count++] = areas->list[i];
+    }
+    areas->count = count;
+}
+
+int lazy_areas_read_rseq(int dirfd, struct lazy_areas *ret)
+{
+    struct rseq_list list = {0};
+    int r = directory_for_each(dirfd, read_core, &list);
+    if (r < 0) {
+        lazy_areas_free(&list.areas);
+        return r;
+    }
+    sort_areas(&list.areas);
+    *ret = list.areas;
+    return 0;
+}
+
+/* ---- all of it ---- */
+
+static int cut_rseq(int dirfd, struct lazy_areas *areas)
+{
+    struct lazy_areas rseq;
+    int r = lazy_areas_read_rseq(dirfd, &rseq);
+    if (r < 0)
+        return r;
+    r = lazy_areas_cut(areas, &rseq);
+    lazy_areas_free(&rseq);
     return r;
 }
 
@@ -121,7 +194,7 @@ int lazy_areas_read(int dirfd, uint64_t id, bool outside, struct lazy_areas *ret
     r = take_vmas(mm, outside, ret);
     godwit__pb__criu_mm__free_unpacked(mm, NULL);
     if (r == 0 && outside)
-        r = directory_for_each(dirfd, cut_core, ret);
+        r = cut_rseq(dirfd, ret);
     return r;
 }
 

@@ -33,8 +33,15 @@ int lazy_areas_read(int dirfd, uint64_t id, bool outside, struct lazy_areas *ret
 /* The same from memory, which tells of no threads. */
 int lazy_areas_parse(const uint8_t *bytes, size_t length, bool outside, struct lazy_areas *ret);
 
-/* Takes out the pages that have a byte in a range.  0, or -ENOMEM. */
-int lazy_areas_cut(struct lazy_areas *areas, uint64_t start, uint64_t end);
+/*
+ * The pages that the kernel writes to for the threads of all tasks, whenever it lets them run
+ * (rseq(2)), as the core images in a directory tell: ascending, and none twice.  As
+ * lazy_areas_read(); without a core image there are none.
+ */
+int lazy_areas_read_rseq(int dirfd, struct lazy_areas *ret);
+
+/* Takes out what lies in others, which are ascending, and none twice.  0, or -ENOMEM. */
+int lazy_areas_cut(struct lazy_areas *areas, const struct lazy_areas *others);
 void lazy_areas_free(struct lazy_areas *areas);
 
 /* Whether the address lies in one; *ret_next: the address at which that changes. */

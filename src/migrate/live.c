@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "criu/lazy_areas.h"
 #include "migrate/migration.h"
 
 /* ---- telling ---- */
@@ -148,6 +149,33 @@ int live_list(struct godwit_migration *m, struct scan_table *table, struct error
         return 0;
     m->listed = true;
     return rounds_list(m->rounds, table, err);
+}
+
+/* The pages in which the kernel notes for a thread, whenever it lets it run, which CPU it is on: it
+ * did so while there was criu's code in it, and does so again before the thread sees that. */
+static int read_unsteady(int images_fd, struct page_runs *ret)
+{
+    struct lazy_areas rseq;
+    int r = lazy_areas_read_rseq(images_fd, &rseq);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < rseq.count && r == 0; i++)
+        r = page_runs_add(ret, rseq.list[i].start,
+                          (rseq.list[i].end - rseq.list[i].start) / PAGE_BYTES, true);
+    lazy_areas_free(&rseq);
+    return r;
+}
+
+int live_verify(struct godwit_migration *m, int images_fd, struct error *err)
+{
+    struct page_runs unsteady = {0};
+    if (!m->rounds || !(m->flags & GODWIT_VERIFY))
+        return 0;
+    int r = read_unsteady(images_fd, &unsteady);
+    if (r == 0)
+        rounds_verify(m->rounds, &unsteady);
+    page_runs_free(&unsteady);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "the threads in criu's images") : 0;
 }
 
 void live_check_dump(struct godwit_migration *m)

@@ -293,14 +293,12 @@ static int send_rest(struct godwit_migration *m, struct error *err)
     r = journal_write(m->place.workdir, &m->journal);
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "the journal in %s", m->place.workdir_path);
+    live_check_dump(m);
+    if (live_list(m, NULL, err) < 0 || live_verify(m, m->freeze.dump.images_fd, err) < 0)
+        return -1;
     r = sender_open_directory(m->sender, TAKE_FD(m->freeze.dump.images_fd));
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "criu's images");
-    live_check_dump(m);
-    if (live_list(m, NULL, err) < 0)
-        return -1;
-    if (m->rounds && m->flags & GODWIT_VERIFY)
-        rounds_verify(m->rounds);
     sender_finish(m->sender);
     return 0;
 }

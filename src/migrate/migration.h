@@ -95,6 +95,9 @@ void migration_cancel(struct godwit_migration *m);
 void live_begin(struct godwit_migration *m);
 int live_list(struct godwit_migration *m, struct scan_table *table, struct error *err);
 
+/* And behind that, with what criu has written: compares, if that is asked for.  0, or -1. */
+int live_verify(struct godwit_migration *m, int images_fd, struct error *err);
+
 /* criu has dumped: warns if it has dumped what had been copied. */
 void live_check_dump(struct godwit_migration *m);
 

@@ -73,9 +73,10 @@ struct rounds {
     bool gently;                   /* they are read so, see task/memory.h */
     const struct space *copies_of; /* whose pages the copies are */
     enum phase phase;
-    bool will_verify;    /* digests of what exists are going to be wanted */
-    bool verify;         /* they are now */
-    uint64_t began_usec; /* the present round */
+    bool will_verify;          /* digests of what exists are going to be wanted */
+    bool verify;               /* they are now */
+    struct page_runs unsteady; /* of any task: no digests of these */
+    uint64_t began_usec;       /* the present round */
     struct rounds_stats stats;
 
     uint64_t bytes_per_sec; /* 0: no limit */
@@ -504,16 +505,20 @@ static int share_out(struct rounds *rounds, struct page_runs *runs, bool copies)
 
 /*
  * What criu has sent is left out: that it arrives as it was is told by the digest of the space, and
- * some of it changes although the task stands still, for criu has it run code in between (rseq).
+ * some of it changes although the task stands still, for criu has it run code in between.
  */
 static int list_to_verify(struct rounds *rounds, struct round_task *task)
 {
+    struct page_runs out = {0};
     if (!is_followed(task) || task->list.count == 0)
         return 0;
-    const struct space *space = task_space(rounds, task);
-    int r = 0;
+    int r = page_runs_add_all(&out, &task_space(rounds, task)->criu);
+    if (r == 0)
+        r = page_runs_add_all(&out, &rounds->unsteady);
+    page_runs_sort(&out);
     for (size_t i = 0; i < task->list.count && r == 0; i++)
-        r = page_runs_add_without(&task->runs, &task->list.list[i], &space->criu);
+        r = page_runs_add_without(&task->runs, &task->list.list[i], &out);
+    page_runs_free(&out);
     return r;
 }
 
@@ -798,9 +803,11 @@ static int task_list(struct round_task *task, struct scan_table *table)
     return r < 0 ? r : task_take_missed(task);
 }
 
-void rounds_verify(struct rounds *rounds)
+void rounds_verify(struct rounds *rounds, struct page_runs *unsteady)
 {
     rounds->verify = true;
+    rounds->unsteady = *unsteady;
+    *unsteady = (struct page_runs){0};
     if (rounds->phase != IDLE)
         return; /* it comes behind the list */
     rounds->current = 0;
@@ -1056,6 +1063,7 @@ struct rounds *rounds_free(struct rounds *rounds)
         free(rounds->tasks[i]);
     }
     shared_free(rounds->shared);
+    page_runs_free(&rounds->unsteady);
     free(rounds->tasks);
     free(rounds->parts);
     free(rounds);

@@ -80,8 +80,11 @@ bool rounds_hides(const struct rounds *rounds);
  * it has done so).  Before sender_finish().  0, or -1 with *err. */
 int rounds_list(struct rounds *rounds, struct scan_table *table, struct error *err);
 
-/* Behind that, and when criu has sent its pages: sends digests of all that exist, to be compared.
+/*
+ * Behind that, and when criu has sent its pages: sends digests of all that exist, to be compared,
+ * but of what criu has sent, and of *unsteady, which it takes: pages that change while the tasks
+ * stand still.
  */
-void rounds_verify(struct rounds *rounds);
+void rounds_verify(struct rounds *rounds, struct page_runs *unsteady);
 
 const struct rounds_stats *rounds_stats(const struct rounds *rounds);

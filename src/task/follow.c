@@ -85,14 +85,6 @@ static int look_at_missed(pid_t pid, unsigned which, struct missed *missed, stru
     return look_at_areas(pid, which, look_missed, missed, runs);
 }
 
-static int add_all(struct page_runs *to, const struct page_runs *from)
-{
-    int r = 0;
-    for (size_t i = 0; i < from->count && r == 0; i++)
-        r = page_runs_add(to, from->list[i].start, from->list[i].pages, from->list[i].anonymous);
-    return r;
-}
-
 static void note_stop(struct follower *follower, uint64_t usec)
 {
     follower->stopped_usec = MAX(follower->stopped_usec, usec);
@@ -174,7 +166,7 @@ static int uffd_list(struct follower *follower, struct page_runs *list, struct p
     page_runs_sort(&tracked->written); /* a scan that was interrupted has told some twice */
     if (r == 0)
         r = look_at_areas(follower->pid, AREAS_OF_FILES, look_list_tracked, tracker, runs);
-    return r < 0 ? r : add_all(list, runs);
+    return r < 0 ? r : page_runs_add_all(list, runs);
 }
 
 /* ---- soft-dirty, and compare ---- */
@@ -315,7 +307,7 @@ static int compare_list(struct follower *follower, struct page_runs *list, struc
     (void)tracked; /* criu is shown nothing */
     page_runs_free(runs);
     int r = list_all(follower->pid, list);
-    return r < 0 ? r : add_all(runs, list);
+    return r < 0 ? r : page_runs_add_all(runs, list);
 }
 
 /* ---- the ways ---- */

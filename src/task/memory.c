@@ -121,6 +121,14 @@ int page_runs_add(struct page_runs *runs, uint64_t start, uint64_t pages, bool a
     return 0;
 }
 
+int page_runs_add_all(struct page_runs *to, const struct page_runs *from)
+{
+    int r = 0;
+    for (size_t i = 0; i < from->count && r == 0; i++)
+        r = page_runs_add(to, from->list[i].start, from->list[i].pages, from->list[i].anonymous);
+    return r;
+}
+
 static uint64_t run_end(const struct page_run *run)
 {
     return run->start + run->pages * PAGE_BYTES;

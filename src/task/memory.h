@@ -52,6 +52,7 @@ struct page_runs {
 
 /* Adds one, to the last if it follows that.  0 or -ENOMEM. */
 int page_runs_add(struct page_runs *runs, uint64_t start, uint64_t pages, bool anonymous);
+int page_runs_add_all(struct page_runs *to, const struct page_runs *from);
 void page_runs_free(struct page_runs *runs);
 
 /* Puts them in ascending order, and makes one of those that overlap or follow one another, whatever

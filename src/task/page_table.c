@@ -111,15 +111,24 @@ static uint64_t own_entry(const volatile uint8_t *page)
     return read_entries(fd, (uintptr_t)page, 1, &entry) == 1 ? entry : 0;
 }
 
-/* Needs CAP_SYS_ADMIN, without which pages of zeros are taken for pages like others. */
+/*
+ * Two pages that were only read have the same frame, if the kernel has such a page at all (one that
+ * is booted with pvm_no_zero_page has not).  Needs CAP_SYS_ADMIN; without, pages of zeros are taken
+ * for pages like others.
+ */
 static uint64_t find_zero_frame(void)
 {
-    uint8_t *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (page == MAP_FAILED)
+    enum { READ = 2 };
+    uint64_t entries[READ];
+    uint8_t *pages = mmap(NULL, READ * PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED)
         return 0;
-    uint64_t entry = *(volatile uint8_t *)page == 0 ? own_entry(page) : 0;
-    munmap(page, PAGE_BYTES);
-    return entry & ENTRY_PRESENT ? entry & ENTRY_FRAME : 0;
+    for (size_t i = 0; i < READ; i++) {
+        volatile uint8_t *page = pages + i * PAGE_BYTES;
+        entries[i] = *page == 0 ? own_entry(page) & (ENTRY_PRESENT | ENTRY_FRAME) : 0;
+    }
+    munmap(pages, READ * PAGE_BYTES);
+    return entries[0] & ENTRY_PRESENT && entries[0] == entries[1] ? entries[0] & ENTRY_FRAME : 0;
 }
 
 static bool entry_exists(const struct page_table *table, uint64_t entry)

@@ -21,7 +21,7 @@ struct page_table {
     uint64_t never;              /* categories of pages that criu does not take */
     struct page_region *regions; /* what one scan tells */
     uint64_t *entries;           /* what one reading tells; NULL: nothing was read yet */
-    uint64_t zero_frame;         /* then, where the kernel's page of zeros lies; 0: not known */
+    uint64_t zero_frame; /* then, where the kernel's page of zeros lies; 0: unknown, or none */
 };
 
 #define PAGE_TABLE_CLOSED ((struct page_table){.fd = -EBADF})

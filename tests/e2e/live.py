@@ -5,10 +5,9 @@ import json
 import os
 import random
 import re
+import signal
 import struct
 import time
-
-import pytest
 
 from bed import SHARED, SLOW, wait_for, workload
 from failures import comm, program as program_of
@@ -122,6 +121,47 @@ class Churn:
         host.kill(self.pid)
         host.wait_dead(self.pid)
         host.wait_for(lambda: not self.tree(host), what="its children to end")
+
+
+class Dirty:
+    """The workload `dirty`: so many MiB, of which so many MB are written to each second."""
+
+    FACE = struct.Struct("<16s6Q")
+
+    def __init__(self, host, mib, mbs=0, name="dirty", within=(), pid=None, idle=0):
+        """Starts it; with a pid, that process becomes it."""
+        self.path, self.home = f"{SHARED}/{name}", host
+        self.argv = [workload("dirty"), str(mib), str(mbs), self.path, str(idle)]
+        self.pid = pid or host.spawn([*within, *self.argv])
+        wait_for(lambda: self.home.path(self.path).exists() and self.face()[0] == "running", 30, "dirty to begin")
+
+    def face(self):
+        data = self.home.path(self.path).read_bytes()
+        state, *numbers = self.FACE.unpack(data[:self.FACE.size]) if len(data) >= self.FACE.size else (b"", *[0] * 6)
+        return (state.split(b"\0")[0].decode(), *numbers)
+
+    @property
+    def written(self):
+        return self.face()[3]
+
+    def quiet(self, quiet):
+        fd = os.open(self.home.path(self.path), os.O_WRONLY)
+        os.pwrite(fd, struct.pack("<Q", quiet), 16 + 5 * 8)
+        os.close(fd)
+
+    def write_pages(self, count):
+        """Lets it write to that many pages, and a few more."""
+        before = self.written
+        self.quiet(0)
+        wait_for(lambda: self.written >= before + count, 30, "dirty to write")
+        self.quiet(1)
+
+    def check(self, host):
+        """Every page is as it wrote it."""
+        checks = self.face()[4]
+        host.kill(self.pid, signal.SIGUSR2)
+        wait_for(lambda: self.face()[4] > checks, 30, "dirty to have looked at its memory")
+        assert self.face()[5] == 0, f"{self.face()[5]} pages are wrong"
 
 
 class Between:

@@ -9,7 +9,7 @@ import pytest
 
 from bed import fetched, workload
 from godwit import BUSY, CRIU, MIB, NOT_FOUND, PEER, USAGE, Counter
-from test_incremental import Dirty
+from live import Dirty
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -13,7 +13,7 @@ from bed import SHARED, criu, workload
 from failures import in_network
 from godwit import BUSY, USAGE, check_memory, make_hosts
 from live import SLOW
-from test_incremental import Dirty
+from live import Dirty
 from test_local_user import nobody
 
 pytestmark = pytest.mark.timeout(120 * SLOW)

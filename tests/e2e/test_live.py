@@ -19,7 +19,7 @@ import pytest
 from bed import SHARED, wait_for, workload
 from failures import FULL
 from godwit import ABORTED, MIB, REFUSED, USAGE, check_memory
-from live import Between, Churn, Face, Told, filling, new_seed, ours, pagers
+from live import Between, Churn, Dirty, Face, Told, filling, new_seed, ours, pagers
 from test_memory import fields
 
 LOOPS = int(os.environ.get("GODWIT_LIVE_LOOPS", "1"))
@@ -566,6 +566,18 @@ def test_fill_gives_memory_back(between):
     there.host.wait_for(lambda: look(40) == bytes([1, *7 * [0]]), 30, "the process to look at its pages")
     assert look(48) == bytes(8), "pages are wrong"
     assert peaks.all <= 1.2 * size + (0 if FULL else 16 * MIB)
+
+
+@pytest.mark.parametrize("how", [[], ["--no-scan-filter"]], ids=["preloaded", "asked"])
+def test_idle_threads_are_compared(between, how):
+    """For a thread that sleeps all along the kernel writes where criu has run code in it (rseq): that is no wrong page."""
+    dirty = Dirty(between.here.host, 8, 50, idle=64)
+    for _ in range(6):
+        between.begin(dirty.pid, "--verify", "--downtime", 1, "--max-rounds", 3, *how).end(timeout=60)
+        between.here.host.wait_dead(dirty.pid)
+        between.here, between.there = between.there, between.here
+        between.nothing_left()
+    dirty.check(between.here.host)
 
 
 ZEROS = """

@@ -14,8 +14,8 @@ import pytest
 from bed import SHARED, SLOW, wait_for, workload
 from bed import criu as criu_path
 from godwit import MIB, WORKDIR, Pair, check_memory, hook
-from live import Churn
-from test_incremental import Dirty, Sharing, with_number
+from live import Churn, Dirty
+from test_incremental import Sharing, with_number
 from test_trackers import has_soft_dirty
 
 pytestmark = pytest.mark.timeout(120 * SLOW)

@@ -9,7 +9,8 @@ import pytest
 
 from godwit import BUSY, MIB, Counter, Pair
 from test_export import criu_restore
-from test_incremental import Dirty, loses_by_stream
+from live import Dirty
+from test_incremental import loses_by_stream
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,7 +9,7 @@ import bed as testbed
 from bed import SHARED, fetched, workload
 from godwit import MIB, WORKDIR, Counter, check_memory, hook
 from live import SLOW, Churn
-from test_incremental import Dirty
+from live import Dirty
 
 OTHER = fetched("other-criu")
 

@@ -954,22 +954,68 @@ static void areas_are_cut(void **state)
     assert_non_null(areas.list);
     areas.list[0] = (struct lazy_area){0x10000, 0x14000};
     areas.list[1] = (struct lazy_area){0x20000, 0x24000};
-    assert_int_equal(lazy_areas_cut(&areas, 0x11ff0, 0x12010), 0); /* two pages of the first */
-    assert_int_equal(lazy_areas_cut(&areas, 0x15000, 0x1f000), 0); /* between both: none */
-    assert_int_equal(lazy_areas_cut(&areas, 0x23ff0, 0x25000), 0); /* the end of the second */
+    struct lazy_area out[] = {
+        {0x1000, 0x2000},   /* below */
+        {0x11000, 0x13000}, /* two pages of the first */
+        {0x15000, 0x1f000}, /* between both: none */
+        {0x23000, 0x25000}, /* the end of the second */
+    };
+    assert_int_equal(lazy_areas_cut(&areas, &(struct lazy_areas){out, ARRAY_SIZE(out)}), 0);
     static const struct lazy_area expected[] = {
         {0x10000, 0x11000}, {0x13000, 0x14000}, {0x20000, 0x23000}};
     assert_int_equal(areas.count, ARRAY_SIZE(expected));
     assert_memory_equal(areas.list, expected, sizeof(expected));
-    assert_int_equal(lazy_areas_cut(&areas, 0, UINT64_MAX / 2), 0);
+    struct lazy_area all = {0, UINT64_MAX / 2};
+    assert_int_equal(lazy_areas_cut(&areas, &(struct lazy_areas){&all, 1}), 0);
     assert_int_equal(areas.count, 0);
     lazy_areas_free(&areas);
+}
+
+static void write_core(const char *directory, unsigned number, uint64_t rseq)
+{
+    Godwit__Pb__CriuRseq entry = GODWIT__PB__CRIU_RSEQ__INIT;
+    entry.rseq_abi_pointer = rseq;
+    entry.rseq_abi_size = 32;
+    Godwit__Pb__CriuThreadCore thread = GODWIT__PB__CRIU_THREAD_CORE__INIT;
+    thread.rseq_entry = rseq ? &entry : NULL;
+    Godwit__Pb__CriuCore core = GODWIT__PB__CRIU_CORE__INIT;
+    core.thread_core = &thread;
+    uint8_t image[128];
+    char path[256];
+    put_le32(image, 0x54564319);
+    put_le32(image + 4, 0x55053847);
+    put_le32(image + 8, (uint32_t)godwit__pb__criu_core__pack(&core, image + 12));
+    snprintf(path, sizeof(path), "%s/core-%u.img", directory, number);
+    FILE *file = fopen(path, "we");
+    assert_non_null(file);
+    assert_int_equal(fwrite(image, 1, 12 + get_le32(image + 8), file), 12 + get_le32(image + 8));
+    assert_int_equal(fclose(file), 0);
+}
+
+/* Of five threads: one has none, two have it in one page, one across two, and two side by side. */
+static void rseq_is_found(void **state)
+{
+    (void)state;
+    static const uint64_t at[] = {0x7fff0fe8, 0, 0x1010, 0x1ff0, 0x7fff0040};
+    char *directory = directory_make();
+    for (unsigned i = 0; i < ARRAY_SIZE(at); i++)
+        write_core(directory, i + 1, at[i]);
+    int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct lazy_areas areas;
+    assert_int_equal(lazy_areas_read_rseq(dirfd, &areas), 0);
+    static const struct lazy_area expected[] = {{0x1000, 0x3000}, {0x7fff0000, 0x7fff2000}};
+    assert_int_equal(areas.count, ARRAY_SIZE(expected));
+    assert_memory_equal(areas.list, expected, sizeof(expected));
+    lazy_areas_free(&areas);
+    close(dirfd);
+    directory_remove(directory);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(areas_are_cut),
+        cmocka_unit_test(rseq_is_found),
         cmocka_unit_test_setup_teardown(memory_here_and_there, open_task, close_task),
         cmocka_unit_test_setup_teardown(memory_in_one_piece, open_task, close_task),
         cmocka_unit_test_setup_teardown(memory_that_is_not_there, open_task, close_task),

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dirty MIB MBS FILE: MIB of private memory with content, of which MBS megabytes each second are
- * written to: a word each time, in a page chosen at random, which makes all 4096 bytes of it dirty.
- * Another thread beats every half millisecond and keeps the longest pause between two beats: what a
- * migration takes from the process.
+ * dirty MIB MBS FILE [IDLE]: MIB of private memory with content, of which MBS megabytes each second
+ * are written to: a word each time, in a page chosen at random, which makes all 4096 bytes of it
+ * dirty. Another thread beats every half millisecond and keeps the longest pause between two beats:
+ * what a migration takes from the process.  IDLE further threads sleep for ever.
  *
  * FILE shows a struct face, mapped shared.  SIGUSR1 has the pause begin anew; SIGUSR2 has every
  * page looked at, whether it is the one that belongs there and holds all that was written.
@@ -128,6 +128,13 @@ static _Noreturn void *keep_beating(void *unused)
     }
 }
 
+static _Noreturn void *keep_idle(void *unused)
+{
+    (void)unused;
+    for (;;)
+        pause();
+}
+
 static volatile struct face *open_face(const char *path)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0644);
@@ -153,12 +160,13 @@ static void start(void *(*run)(void *))
 
 int main(int argc, char **argv)
 {
-    double mbs = argc == 4 ? atof(argv[2]) : -1;
+    bool told = argc == 4 || argc == 5;
+    double mbs = told ? atof(argv[2]) : -1;
 
-    here.pages = argc == 4 ? strtoul(argv[1], NULL, 10) * 256 : 0;
+    here.pages = told ? strtoul(argv[1], NULL, 10) * 256 : 0;
     here.pages_per_nsec = mbs * 1e6 / PAGE / 1e9;
     if (here.pages == 0 || mbs < 0) {
-        fprintf(stderr, "usage: dirty MIB MBS FILE\n");
+        fprintf(stderr, "usage: dirty MIB MBS FILE [IDLE]\n");
         return 2;
     }
     settle();
@@ -172,6 +180,8 @@ int main(int argc, char **argv)
     pthread_sigmask(SIG_BLOCK, &checks, NULL);
     start(keep_writing);
     start(keep_beating);
+    for (long idle = argc == 5 ? atol(argv[4]) : 0; idle > 0; idle--)
+        start(keep_idle);
     strcpy((char *)here.face->state, "running");
     for (int sig; sigwait(&checks, &sig) == 0;) {
         pthread_mutex_lock(&here.lock);
