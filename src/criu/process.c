@@ -590,16 +590,15 @@ void criu_explain(const char *what, int exit_status, const char *log, struct err
 
 /* ---- criu check ---- */
 
-/* Waits for a child, killing it after that long.  Its wait status. */
+/* Waits for a child, killing it after that long, and with it what it has left of its group: criu
+ * tries some things with children that wait for ever.  Its wait status. */
 static int wait_at_most(pid_t pid, int pidfd, int msec)
 {
     struct pollfd poll_fd = {.fd = pidfd, .events = POLLIN};
     uint64_t end = now_usec() + (uint64_t)msec * USEC_PER_MSEC;
-    int r;
-    while ((r = poll(&poll_fd, 1, msec)) < 0 && errno == EINTR && now_usec() < end)
+    while (poll(&poll_fd, 1, msec) < 0 && errno == EINTR && now_usec() < end)
         ;
-    if (r <= 0)
-        kill(pid, SIGKILL);
+    kill(-pid, SIGKILL); /* it is not reaped yet, so nobody else has its number */
     int status = -1;
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;
@@ -616,15 +615,20 @@ int criu_check_kernel(const char *path, struct error *err)
     if (pid == 0) {
         dup2(log, STDOUT_FILENO);
         dup2(log, STDERR_FILENO);
+        setpgid(0, 0);
         execl(path, path, "check", NULL);
         _exit(127);
     }
     if (pid < 0)
         return error_set_errno(err, FAILURE_SYSTEM, errno, "starting criu");
+    setpgid(pid, pid); /* here too: it is to be one when it is killed */
     _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     int status = wait_at_most(pid, pidfd, CHECK_MSEC);
     if (status == 0)
         return 0;
+    int sig = criu_killed_by(criu_exit_status(status));
+    if (sig)
+        return error_set(err, FAILURE_SYSTEM, "%s check was killed by signal %d", path, sig);
     char name[32], line[256] = "it does not say why";
     snprintf(name, sizeof(name), "/proc/self/fd/%d", log);
     criu_first_error(name, line, sizeof(line));

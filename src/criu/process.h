@@ -41,7 +41,8 @@ int criu_version_compare(const char *a, const char *b);
 
 /*
  * Runs `criu check`: whether this kernel has what CRIU needs, and lets it use that.  Takes some 100
- * ms, at most 10 seconds.  0, or -1 with *err set.
+ * ms, at most 10 seconds; what it has started has ended then as well.  0, or -1 with *err set
+ * (FAILURE_CRIU: it says no; FAILURE_SYSTEM: it could not be asked, or was killed).
  */
 int criu_check_kernel(const char *path, struct error *err);
 

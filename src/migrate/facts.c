@@ -231,6 +231,9 @@ void preflight_tell_criu(const struct preflight_criu *criu, struct findings *fin
     else if (!criu->version[0])
         findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu", install, "%s",
                      criu->failure.text);
+    else if (!criu->works && criu->failure.code == FAILURE_SYSTEM)
+        findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu", "try again",
+                     "whether criu works on this kernel is not known: %s", criu->failure.text);
     else if (!criu->works)
         findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu",
                      "run it as root, on a kernel with CONFIG_CHECKPOINT_RESTORE",

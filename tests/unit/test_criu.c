@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 #include "base/io.h"
@@ -17,6 +18,7 @@
 #include "criu/pagemap.h"
 #include "criu/process.h"
 #include "criu/stream.h"
+#include "task/task.h"
 
 /* ---- pagemap images ---- */
 
@@ -722,6 +724,33 @@ static void versions(void **state)
     }
 }
 
+/* A criu that is killed with a child of its own, of which the number is in a file. */
+static void check_is_killed(void **state)
+{
+    (void)state;
+    char *directory = directory_make(), path[256], told[256];
+    snprintf(path, sizeof(path), "%s/criu", directory);
+    snprintf(told, sizeof(told), "%s/child", directory);
+    FILE *file = fopen(path, "we");
+    assert_non_null(file);
+    fprintf(file, "#!/bin/sh\nsleep 1000 &\necho $! > %s\nkill -9 $$\n", told);
+    assert_int_equal(fclose(file), 0);
+    assert_int_equal(chmod(path, 0700), 0);
+    struct error err = {0};
+    assert_int_equal(criu_check_kernel(path, &err), -1);
+    assert_int_equal(err.code, FAILURE_SYSTEM);
+    assert_non_null(strstr(err.text, "killed by signal 9"));
+    int child = 0;
+    file = fopen(told, "re");
+    assert_non_null(file);
+    assert_int_equal(fscanf(file, "%d", &child), 1);
+    fclose(file);
+    struct task_stat stat;
+    while (task_read_stat(child, &stat) && stat.state != 'Z') /* until the test's time is over */
+        usleep(1000);
+    directory_remove(directory);
+}
+
 static int allow(const char *list, const char *first, const char *second)
 {
     char *args[] = {(char *)first, (char *)second, NULL};
@@ -1032,6 +1061,7 @@ int main(void)
         cmocka_unit_test(stream_malformed),
         cmocka_unit_test(stream_replies),
         cmocka_unit_test(stream_descriptors),
+        cmocka_unit_test(check_is_killed),
         cmocka_unit_test(options_of_others),
         cmocka_unit_test(lists_of_options),
         cmocka_unit_test(options_of_criu),
