@@ -22,18 +22,18 @@ import subprocess
 import threading
 import time
 import traceback
-from pathlib import Path
 
 import pytest
 
 import bed as testbed
 import relay
+from bed import SLOW
 
 FULL = bool(os.environ.get("GODWIT_FULL"))
-LINK_TIMEOUT = 1.5  # --timeout of the daemons
-COMMAND_TIMEOUT = 2  # --timeout of dump and restore
-PATIENCE = 20  # after that a command hangs
-LANES = int(os.environ.get("GODWIT_LANES", "5"))
+LINK_TIMEOUT = 1.5 * SLOW  # --timeout of the daemons
+COMMAND_TIMEOUT = 2 * SLOW  # --timeout of dump and restore
+PATIENCE = 20 * SLOW  # after that a command hangs
+LANES = int(os.environ.get("GODWIT_LANES", max(2, int(5 / SLOW))))
 CASES_PER_LANE = 50  # pids of one host must not reach those of the next
 PORT = 9990
 WORKDIR = "/run/godwit"

@@ -76,7 +76,7 @@ class Churn:
         return face
 
     def alive_on(self, host):
-        for _ in range(50):
+        for _ in range(int(200 * SLOW)):
             # While a thread that is not the first executes a program, the first looks like a zombie.
             if host.pid_alive(self.pid):
                 return

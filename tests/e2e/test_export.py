@@ -7,11 +7,11 @@ import subprocess
 
 import pytest
 
-from bed import fetched, workload
+from bed import SLOW, fetched, workload
 from godwit import BUSY, CRIU, MIB, NOT_FOUND, PEER, USAGE, Counter
 from live import Dirty
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120 * SLOW)
 
 
 def names(host, directory):

@@ -14,12 +14,12 @@ import threading
 import pytest
 
 import hostile
-from bed import Bed, wait_for
+from bed import SLOW, Bed, wait_for
 from failures import FRAMES, frame, in_network, message, parse_message
 from godwit import ABORTED, CRIU, DOUBT, PEER, REFUSED, Counter, Godwit
 from hostile import Link, any_frame, bulk, is_reason, name_of
 
-TIMEOUT = 1  # seconds of silence
+TIMEOUT = SLOW  # seconds of silence
 SAID = 1  # what WELL_FORMED gives for a reason
 MIB = 1 << 20
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is left of the memory of processes in the memory, core dumps, children and logs of godwit."""
 
-import os
 import re
 import signal
 

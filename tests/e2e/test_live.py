@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from bed import SHARED, wait_for, workload
+from bed import SHARED, SLOW, wait_for, workload
 from failures import FULL
 from godwit import ABORTED, MIB, REFUSED, USAGE, check_memory
 from live import Between, Churn, Dirty, Face, Told, filling, new_seed, ours, pagers
@@ -325,7 +325,8 @@ def test_strict(between):
 def test_bandwidth(between, mib_per_second, streams):
     """The rate of the rounds is the one that was asked for, within a tenth.
 
-    It is never above; below it a machine that has something else to do may keep it, so that counts only if it always does.
+    It is never above; below it a machine that has something else to do may keep it, so that counts only if it always does,
+    and not on one that is slow.
     """
     churn = start(between, "large", "--mib", 3 * mib_per_second, "--rate", mib_per_second // 8, "--fork-ms", 0)
     rates = []
@@ -333,7 +334,7 @@ def test_bandwidth(between, mib_per_second, streams):
         told = between.move(churn, "--bandwidth", f"{mib_per_second}M", "--streams", streams)
         rates.append(told.rate_of_rounds() / (mib_per_second * MIB))
         assert rates[-1] <= 1.1, rates
-    assert rates[-1] >= 0.9, rates
+    assert rates[-1] >= 0.9 or SLOW > 1, rates
 
 
 # ---- the pager ----
@@ -391,7 +392,7 @@ def test_pager_is_killed(between, which):
 @pytest.mark.parametrize("when", ["building", "filling"])
 def test_both_pagers_are_killed(between, when):
     """Nobody can fill it any more: before the decision it runs on at the source, later it is ended."""
-    churn = start(between, "large", "--mib", 256)
+    churn = start(between, "large", "--mib", 128)
     migrate, here, there = between.begin(churn.pid, "--max-rounds", "2"), between.here, between.there
     if when == "building":
         wait_for(lambda: len(pagers(there)) >= 2 and churn.tree(there.host) or migrate.ended, 30, "the pagers", every=0.001)
@@ -534,7 +535,7 @@ def test_shared_memory(between, how, streams):
             assert first >= mib * MIB and ram < 1.5 * mib * MIB, told.last
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(240 * SLOW)
 def test_rounds_take_the_memory_of_one(between):
     """Several rounds, ten at most: the image-cache takes 1.1 times the process and 64 MiB at most."""
     here, there, path = between.here, between.there, f"{SHARED}/large"
@@ -548,7 +549,7 @@ def test_rounds_take_the_memory_of_one(between):
     assert peaks.store <= 1.1 * size + 64 * MIB
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(240 * SLOW)
 def test_fill_gives_memory_back(between):
     """The destination's peak, store and tasks together, is at most 1.2 times the private memory of the process."""
     here, there, face = between.here, between.there, f"{SHARED}/face"

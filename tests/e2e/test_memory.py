@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from bed import SHARED, workload
+from bed import SHARED, SLOW, workload
 from godwit import MIB, check_memory
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120 * SLOW)
 
 
 def fields(host, path):

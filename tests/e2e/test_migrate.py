@@ -13,7 +13,6 @@ import time
 
 import pytest
 
-import bed as testbed
 from bed import REPO, SHARED, build_dir, wait_for, workload
 from failures import program as program_of
 from godwit import ABORTED, BUSY, NOT_FOUND, PEER, REFUSED, USAGE, Counter, check_memory, program

@@ -63,7 +63,7 @@ class MigrateLane(Lane):
         return self.a.popen(argv, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def resolve(self, host, *args):
-        return host.run([self.godwit, "resolve", *args, "-W", WORKDIR, *(["--timeout", "1.5"] if args else [])],
+        return host.run([self.godwit, "resolve", *args, "-W", WORKDIR, *(["--timeout", str(LINK_TIMEOUT)] if args else [])],
                         env=self.env, timeout=20)
 
     def journal(self):

@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from bed import SHARED, wait_for, workload
+from bed import SHARED, SLOW, wait_for, workload
 from godwit import MIB, check_memory
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120 * SLOW)
 
 # No named sets: those that a newer criu's nftables has restored an older system's nft cannot show.
 RULES = """

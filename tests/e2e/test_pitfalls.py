@@ -15,11 +15,11 @@ import time
 
 import pytest
 
-from bed import SHARED, BedError, wait_for, workload
+from bed import SHARED, SLOW, BedError, wait_for, workload
 from godwit import CRIU, LIMIT, MIB, NOT_FOUND, PEER, Counter, Pair, check_memory, hook
 from stream import Capture, Serve, in_background, read, request, write
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120 * SLOW)
 
 SIGNALS = [signal.SIGWINCH, signal.SIGCHLD, signal.SIGURG, signal.SIGCONT, signal.SIGHUP]
 

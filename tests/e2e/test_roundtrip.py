@@ -16,7 +16,7 @@ import pytest
 from bed import SHARED, SLOW, copy_tree, wait_for, workload
 from godwit import BUSY, CRIU, LIMIT, MIB, NOT_FOUND, PEER, REFUSED, USAGE, Counter, Godwit, Pair, check_memory, program
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120 * SLOW)
 
 
 # ---- what moves ----

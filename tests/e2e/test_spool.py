@@ -7,12 +7,13 @@ import time
 
 import pytest
 
+from bed import SLOW
 from godwit import BUSY, MIB, Counter, Pair
 from test_export import criu_restore
 from live import Dirty
 from test_incremental import loses_by_stream
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120 * SLOW)
 
 SPOOL = "/tmp/spool"
 

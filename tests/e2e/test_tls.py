@@ -4,7 +4,6 @@
 Credentials are made by `godwit keygen`; those that have to be bad, by certtool.
 """
 
-import os
 import re
 import socket
 import stat
