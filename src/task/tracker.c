@@ -122,7 +122,27 @@ static bool is_as_it_was(const struct tracker *tracker, const struct memory_area
     return is_bound(tracker, area->start, 0) && is_bound(tracker, 0, area->end);
 }
 
-/* 0; -EBUSY: another tracker has it; or -EPERM: it cannot be registered, or changes right now. */
+/*
+ * Where mremap() has made one mapping of a tracked one and what was beside it, the kernel lets go
+ * of both and leaves the bits of protected pages where they are (so far up to Linux 6.18;
+ * before 6.13 also those of what was moved).  Such a page can be written without a fault, and if it
+ * kept its bit no scan would ever protect it, nor tell of it.  0; -EPERM: it changes right now, and
+ * is not registered; -ESRCH: it has gone; or another negative errno: it may be registered.
+ */
+static int forget_protection(const struct tracker *tracker, const struct memory_area *area)
+{
+    struct uffdio_range range = {area->start, area->end - area->start};
+    struct uffdio_writeprotect none = {.range = range};
+    if (ioctl(tracker->uffd, UFFDIO_WRITEPROTECT, &none) == 0)
+        return 0;
+    if (errno == ESRCH)
+        return -ESRCH;
+    /* EINVAL: nothing is mapped there. */
+    return ioctl(tracker->uffd, UFFDIO_UNREGISTER, &range) < 0 && errno != EINVAL ? -errno : -EPERM;
+}
+
+/* 0; -EBUSY: another tracker has it; -EPERM: it cannot be registered, or changes right now; or
+ * another negative errno. */
 static int add_area(struct tracker *tracker, const struct memory_area *area)
 {
     struct uffdio_register ask = {
@@ -134,7 +154,7 @@ static int add_area(struct tracker *tracker, const struct memory_area *area)
     if (ioctl(tracker->uffd, UFFDIO_REGISTER, &ask) < 0)
         return errno == EBUSY && is_tracked(&tracker->table, area) ? -EBUSY : -EPERM;
     tracker->begun = true;
-    return 0;
+    return forget_protection(tracker, area);
 }
 
 int tracker_scan(struct tracker *tracker, const struct memory_area *area, struct page_runs *runs)

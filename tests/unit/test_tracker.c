@@ -234,6 +234,54 @@ static void moved_pages(void **state)
     must_list("3 8");
 }
 
+enum { PIECE = 5, ELSEWHERE = PAGES / 2 };
+
+/* The piece of that number moves to where the same one is, elsewhere. */
+static void move_piece(struct orders *orders)
+{
+    size_t bytes = PIECE * PAGE_BYTES;
+    uint8_t *from = orders->region + orders->numbers[0] * bytes;
+    uint8_t *to = from + ELSEWHERE * PAGE_BYTES;
+    orders->result = mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to;
+}
+
+static void scan_pieces(uint64_t count, const char *pages)
+{
+    struct page_runs runs = {0};
+    struct memory_area all = region(), area = all;
+    area.start += ELSEWHERE * PAGE_BYTES;
+    area.end = area.start + count * PIECE * PAGE_BYTES;
+    assert_int_equal(tracker_scan(&tracker, &area, &runs), 0);
+    assert_string_equal(pages_of(&runs, &all), pages);
+    page_runs_free(&runs);
+}
+
+/*
+ * What moves to where its own beginning lies already, and is tracked, is one mapping with it, and
+ * the kernel lets go of all of that, but not of the bits of what was there.  A page that is written
+ * then can be written, and looks as if it were protected.
+ */
+static void moved_to_what_was_moved(void **state)
+{
+    (void)state;
+    need_tracker();
+    for (uint64_t page = 0; page < 2 * PIECE; page++)
+        writes(page);
+    must_scan("0-9");
+    on_page(move_piece, 0);
+    assert_true(servant.orders->result);
+    scan_pieces(1, "512-516");
+    on_page(move_piece, 1);
+    assert_true(servant.orders->result);
+    writes(ELSEWHERE + 2);
+    scan_pieces(2, "512-521");
+    writes(ELSEWHERE + 2);
+    writes(ELSEWHERE + 3);
+    writes(ELSEWHERE + PIECE);
+    scan_pieces(2, "514-515 517");
+    scan_pieces(2, "");
+}
+
 static void protect_and_fork(struct orders *orders)
 {
     mprotect(orders->region, PAGES * PAGE_BYTES, PROT_READ);
@@ -725,6 +773,7 @@ int main(void)
         TRACKING(dropped_pages),
         TRACKING(mapped_again),
         TRACKING(moved_pages),
+        TRACKING(moved_to_what_was_moved),
         TRACKING(protected_and_forked),
         TRACKING(pages_of_files),
         TRACKING(another_program),
