@@ -232,6 +232,8 @@ static void moved_pages(void **state)
     must_scan("3 8"); /* whole, although nobody has written them since */
     must_scan("");
     must_list("3 8");
+    writes(3);
+    must_scan("3");
 }
 
 enum { PIECE = 5, ELSEWHERE = PAGES / 2 };
