@@ -30,10 +30,10 @@ import relay
 from bed import SLOW
 
 FULL = bool(os.environ.get("GODWIT_FULL"))
-LINK_TIMEOUT = 1.5 * SLOW  # --timeout of the daemons
-COMMAND_TIMEOUT = 2 * SLOW  # --timeout of dump and restore
+LINK_TIMEOUT = 1.5 * min(SLOW, 2)  # --timeout of the daemons; each peer that stalls takes as long
+COMMAND_TIMEOUT = 2 * min(SLOW, 2)  # --timeout of dump and restore
 PATIENCE = 20 * SLOW  # after that a command hangs
-LANES = int(os.environ.get("GODWIT_LANES", max(2, int(5 / SLOW))))
+LANES = int(os.environ.get("GODWIT_LANES", 5 if SLOW < 2 else 3))
 CASES_PER_LANE = 50  # pids of one host must not reach those of the next
 PORT = 9990
 WORKDIR = "/run/godwit"
