@@ -680,13 +680,17 @@ def reset_link(lane, migrate):
 
 def test_fill_is_struck(lanes):
     """Killed programs and broken links while the process runs and its memory is still coming: it stays right."""
-    # A fill is short; these two are there to its end, so that one of a few comes in time.
-    cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("pager", "standby") * 3]
-    cases += [filling_case(f"{who} killed", strike_one(who)) for who in ("migrate", "criu-b", "hook-b", "keeper")]
+    cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("pager", "standby", "migrate", "criu-b", "hook-b", "keeper")]
     cases += [filling_case("cache killed", restart_cache), filling_case("starter killed", restart_by_starter)]
     cases.append(filling_case("the link is reset", reset_link))
     got = lanes.run(cases * (5 if FULL else 1), lanes=2)
-    assert {name for name, result in got if result.startswith("hit")} >= {"pager killed", "standby killed"}, got
+    # A fill is short; these two are there to its end, so that one of some comes in time.
+    for _ in range(12):
+        late = {"pager killed", "standby killed"} - {name for name, result in got if result.startswith("hit")}
+        if not late:
+            return
+        got += lanes.run([case for case in cases if case[0] in late], lanes=2)
+    raise AssertionError(f"never in time: {late}: {got}")
 
 
 def forgotten_case(name, strike_it):
