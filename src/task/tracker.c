@@ -124,10 +124,12 @@ static bool is_as_it_was(const struct tracker *tracker, const struct memory_area
 
 /*
  * Where mremap() has made one mapping of a tracked one and what was beside it, the kernel lets go
- * of both and leaves the bits of protected pages where they are (so far up to Linux 6.18;
- * before 6.13 also those of what was moved).  Such a page can be written without a fault, and if it
- * kept its bit no scan would ever protect it, nor tell of it.  0; -EPERM: it changes right now, and
- * is not registered; -ESRCH: it has gone; or another negative errno: it may be registered.
+ * of both and leaves the bits of protected pages where they are (so far up to Linux 6.18; before
+ * 6.13, where that was not mended later, also those of what was moved).  Such a page can be written
+ * without a fault, and if it kept its bit no scan would ever protect it, nor tell of it.
+ *
+ * 0; -EPERM: it changes right now, and is not registered; -ESRCH: it has gone; or another negative
+ * errno: it may be registered.
  */
 static int forget_protection(const struct tracker *tracker, const struct memory_area *area)
 {

@@ -3,9 +3,10 @@
 #include "fuzz.h"
 
 #include <fcntl.h>
-#include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include "base/passing.h"
 #include "daemon/local.h"
 #include "wire/message.h"
 
@@ -38,23 +39,11 @@ static int lowest_free(void)
 
 static void say(int fd, const uint8_t *data, size_t size, size_t count)
 {
-    union {
-        char bytes[CMSG_SPACE(FDS_SENT_MAX * sizeof(int))];
-        struct cmsghdr align;
-    } control = {0};
     struct iovec iov = {(void *)data, size};
-    struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (count > 0) {
-        header.msg_control = control.bytes;
-        header.msg_controllen = CMSG_SPACE(count * sizeof(int));
-        struct cmsghdr *c = CMSG_FIRSTHDR(&header);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(count * sizeof(int));
-        for (size_t i = 0; i < count; i++)
-            memcpy(CMSG_DATA(c) + i * sizeof(int), &(int){2}, sizeof(int));
-    }
-    must(sendmsg(fd, &header, MSG_NOSIGNAL) == (ssize_t)size);
+    int fds[FDS_SENT_MAX];
+    for (size_t i = 0; i < count; i++)
+        fds[i] = STDERR_FILENO;
+    must(send_passing(fd, &iov, 1, fds, count) == (ssize_t)size);
 }
 
 /* As the daemons and commands do. */

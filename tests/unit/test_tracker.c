@@ -127,13 +127,20 @@ static const char *pages_of(const struct page_runs *runs, const struct memory_ar
     return text;
 }
 
-static void must_scan(const char *pages)
+/* The pages are counted from the beginning of the region. */
+static void must_scan_area(const struct memory_area *area, const char *pages)
 {
     struct page_runs runs = {0};
-    struct memory_area area = region();
-    assert_int_equal(tracker_scan(&tracker, &area, &runs), 0);
-    assert_string_equal(pages_of(&runs, &area), pages);
+    struct memory_area all = region();
+    assert_int_equal(tracker_scan(&tracker, area, &runs), 0);
+    assert_string_equal(pages_of(&runs, &all), pages);
     page_runs_free(&runs);
+}
+
+static void must_scan(const char *pages)
+{
+    struct memory_area area = region();
+    must_scan_area(&area, pages);
 }
 
 static void must_list(const char *pages)
@@ -249,13 +256,10 @@ static void move_piece(struct orders *orders)
 
 static void scan_pieces(uint64_t count, const char *pages)
 {
-    struct page_runs runs = {0};
-    struct memory_area all = region(), area = all;
+    struct memory_area area = region();
     area.start += ELSEWHERE * PAGE_BYTES;
     area.end = area.start + count * PIECE * PAGE_BYTES;
-    assert_int_equal(tracker_scan(&tracker, &area, &runs), 0);
-    assert_string_equal(pages_of(&runs, &all), pages);
-    page_runs_free(&runs);
+    must_scan_area(&area, pages);
 }
 
 /*
