@@ -3,6 +3,7 @@
 
 #include <elf.h>
 #include <fcntl.h>
+#include <linux/hw_breakpoint.h>
 #include <linux/perf_event.h>
 #include <poll.h>
 #include <signal.h>
@@ -342,9 +343,48 @@ static void have_breakpoints_ready(void)
     (void)!syscall(SYS_perf_event_open, &nothing, 0, -1, -1, 0UL);
 }
 
+static __attribute__((noinline)) void pass_here(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
+
+/* Whether a hardware breakpoint is set without an error, and then never reached: so it is in a
+ * virtual machine that has no debug registers of its own. */
+static bool breakpoints_are_dead(void)
+{
+    struct perf_event_attr passes = {
+        .type = PERF_TYPE_BREAKPOINT,
+        .size = sizeof(passes),
+        .bp_type = HW_BREAKPOINT_X,
+        .bp_addr = (uintptr_t)pass_here,
+        .bp_len = sizeof(long),
+        .exclude_kernel = 1,
+        .exclude_hv = 1,
+    };
+    uint64_t count = 1;
+    _cleanup_close_ int fd =
+        (int)syscall(SYS_perf_event_open, &passes, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+    if (fd < 0)
+        return false;
+    pass_here();
+    return read(fd, &count, sizeof(count)) == sizeof(count) && count == 0;
+}
+
+/*
+ * CRIU before 4.2 does not see that, and waits for its breakpoint for ever, with the process frozen
+ * (checkpoint-restore/criu issue 2658).  This has it stop tasks at system calls instead, as 4.2
+ * does by itself (CRIU criu/include/fault-injection.h, FI_NO_BREAKPOINTS).
+ */
+static void do_without_breakpoints(void)
+{
+    if (breakpoints_are_dead())
+        setenv("CRIU_FAULT", "130", 0);
+}
+
 static _Noreturn void criu_exec(const struct criu_args *args, const struct criu_spawn *how)
 {
     have_breakpoints_ready();
+    do_without_breakpoints();
     for (size_t i = 0; i < how->keep_count; i++)
         keep_descriptor(how->keep[i]);
     if (how->hook_workdir) {

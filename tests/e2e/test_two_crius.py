@@ -106,7 +106,7 @@ def test_page_server(hosts_of):
     a.host.wait_text(path, "ok 0")
     a.host.mkdir("/tmp/images")
     run_criu(a, theirs, "dump", "-t", pid, "-D", "/tmp/images", "-o", "/tmp/dump.log", "--page-server", "--address",
-             "127.0.0.1", "--port", PORT, "--action-script", hook(), env={**os.environ, "GODWIT_HOOK_WORKDIR": WORKDIR})
+             "127.0.0.1", "--port", PORT, "--action-script", hook(), env={"GODWIT_HOOK_WORKDIR": WORKDIR})
     a.host.wait_dead(pid)
     b.restore("--criu", ours)
     check_memory(b.host, pid, path, 1)
@@ -137,6 +137,7 @@ def test_of_each_on_one_host(hosts_of):
     counter.runs_on(a.host)
 
 
-def run_criu(side, criu, *argv, **kw):
-    done = side.host.run([criu, *argv], **kw)
+def run_criu(side, criu, *argv, env=None):
+    """Without hardware breakpoints: 4.1 waits for one for ever where there are none (src/criu/process.c)."""
+    done = side.host.run([criu, *argv], env={**os.environ, "CRIU_FAULT": "130", **(env or {})})
     assert done.returncode == 0, f"{criu} {argv}: {done.returncode}\n{done.stderr}\n{side.logs()}"

@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
 
 #include "base/io.h"
 #include "child.h"
@@ -724,30 +727,107 @@ static void versions(void **state)
     }
 }
 
+/* A program that plays criu; its path is for the caller to free. */
+static char *script_make(const char *directory, const char *text)
+{
+    char *path;
+    assert_true(asprintf(&path, "%s/criu", directory) > 0);
+    FILE *file = fopen(path, "we");
+    assert_non_null(file);
+    fprintf(file, "#!/bin/sh\n%s\n", text);
+    assert_int_equal(fclose(file), 0);
+    assert_int_equal(chmod(path, 0700), 0);
+    return path;
+}
+
+/* The number in a file that such a program has written. */
+static int number_told(const char *path)
+{
+    int number = -1;
+    FILE *file = fopen(path, "re");
+    assert_non_null(file);
+    assert_int_equal(fscanf(file, "%d", &number), 1);
+    fclose(file);
+    return number;
+}
+
 /* A criu that is killed with a child of its own, of which the number is in a file. */
 static void check_is_killed(void **state)
 {
     (void)state;
-    char *directory = directory_make(), path[256], told[256];
-    snprintf(path, sizeof(path), "%s/criu", directory);
+    char *directory = directory_make(), told[256], text[512];
     snprintf(told, sizeof(told), "%s/child", directory);
-    FILE *file = fopen(path, "we");
-    assert_non_null(file);
-    fprintf(file, "#!/bin/sh\nsleep 1000 &\necho $! > %s\nkill -9 $$\n", told);
-    assert_int_equal(fclose(file), 0);
-    assert_int_equal(chmod(path, 0700), 0);
+    snprintf(text, sizeof(text), "sleep 1000 &\necho $! > %s\nkill -9 $$", told);
+    char *path = script_make(directory, text);
     struct error err = {0};
     assert_int_equal(criu_check_kernel(path, &err), -1);
     assert_int_equal(err.code, FAILURE_SYSTEM);
     assert_non_null(strstr(err.text, "killed by signal 9"));
-    int child = 0;
-    file = fopen(told, "re");
-    assert_non_null(file);
-    assert_int_equal(fscanf(file, "%d", &child), 1);
-    fclose(file);
     struct task_stat stat;
-    while (task_read_stat(child, &stat) && stat.state != 'Z') /* until the test's time is over */
+    while (task_read_stat(number_told(told), &stat) &&
+           stat.state != 'Z') /* until the test's time is over */
         usleep(1000);
+    free(path);
+    directory_remove(directory);
+}
+
+static __attribute__((noinline)) void stop_here(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
+
+/* Whether a child stops where a breakpoint is set in it in the way that criu does. */
+static bool breakpoint_stops(void)
+{
+    enum {
+        EXECUTE_AND_ENABLE = 1
+    }; /* of the first address: one byte, when executed, in this task */
+    pid_t pid = fork();
+    if (pid == 0) {
+        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+        raise(SIGSTOP);
+        stop_here();
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(ptrace(PTRACE_POKEUSER, pid, offsetof(struct user, u_debugreg[0]), stop_here),
+                     0);
+    assert_int_equal(
+        ptrace(PTRACE_POKEUSER, pid, offsetof(struct user, u_debugreg[7]), EXECUTE_AND_ENABLE), 0);
+    assert_int_equal(ptrace(PTRACE_CONT, pid, NULL, NULL), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    bool stops = WIFSTOPPED(status);
+    if (stops) {
+        assert_int_equal(WSTOPSIG(status), SIGTRAP);
+        kill(pid, SIGKILL);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+    }
+    return stops;
+}
+
+/* A criu is told to do without them where they do not work, and only there. */
+static void breakpoints(void **state)
+{
+    (void)state;
+    char *directory = directory_make(), told[256], text[512];
+    snprintf(told, sizeof(told), "%s/fault", directory);
+    snprintf(text, sizeof(text), "echo ${CRIU_FAULT:-0} > %s", told);
+    char *path = script_make(directory, text);
+    unsetenv("CRIU_FAULT");
+    struct criu_args args = {0};
+    criu_args_add(&args, "%s", path);
+    struct criu_spawn how = {.gate_fd = -EBADF};
+    struct error err;
+    int pidfd, status;
+    pid_t pid = criu_start(&args, &how, &pidfd, &err);
+    assert_true(pid > 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    assert_int_equal(number_told(told), breakpoint_stops() ? 0 : 130);
+    close(pidfd);
+    criu_args_free(&args);
+    free(path);
     directory_remove(directory);
 }
 
@@ -1062,6 +1142,7 @@ int main(void)
         cmocka_unit_test(stream_replies),
         cmocka_unit_test(stream_descriptors),
         cmocka_unit_test(check_is_killed),
+        cmocka_unit_test(breakpoints),
         cmocka_unit_test(options_of_others),
         cmocka_unit_test(lists_of_options),
         cmocka_unit_test(options_of_criu),
