@@ -243,6 +243,25 @@ static bool is_same(uint64_t entry, uint64_t other)
            (entry & ENTRY_FRAME) == (other & ENTRY_FRAME);
 }
 
+/*
+ * Whether all that is mapped there is followed.  What no longer is may have the bits of protected
+ * pages all the same, and be written to (task/tracker.c, forget_protection()).
+ */
+static bool is_followed(const struct page_table *table, uint64_t start, uint64_t end)
+{
+    struct page_region none;
+    struct pagemap_scan ask = {
+        .size = sizeof(ask),
+        .flags = SCAN_CHECK_TRACKED,
+        .start = start,
+        .end = end,
+        .vec = (uintptr_t)&none,
+        .vec_len = 1,
+        .mask = PAGE_PRESENT | PAGE_SWAPPED, /* no page is both */
+    };
+    return ioctl(table->fd, SCAN, &ask) == 0;
+}
+
 int page_table_divide(const struct page_table *table, const struct page_table *other,
                       const struct page_runs *runs, struct page_runs *same, struct page_runs *rest)
 {
@@ -255,8 +274,10 @@ int page_table_divide(const struct page_table *table, const struct page_table *o
             ssize_t m = n > 0 ? read_entries(other->fd, vaddr, (uint64_t)n, theirs) : n;
             if (n <= 0 || m != n)
                 return n < 0 ? (int)n : m < 0 ? (int)m : -EIO;
+            /* Asked last: it was so when the entries were read. */
+            bool followed = is_followed(other, vaddr, vaddr + (uint64_t)n * PAGE_BYTES);
             for (ssize_t k = 0; k < n; k++) {
-                struct page_runs *to = is_same(mine[k], theirs[k]) ? same : rest;
+                struct page_runs *to = followed && is_same(mine[k], theirs[k]) ? same : rest;
                 if (page_runs_add(to, vaddr + (uint64_t)k * PAGE_BYTES, 1, run->anonymous) < 0)
                     return -ENOMEM;
             }

@@ -71,8 +71,9 @@ bool page_table_has_dirty(void);
 
 /*
  * Divides pages of a process: those that are the very same memory as what another process has at
- * the same addresses, and that this other one has not written since they were protected, are added
- * to *same, the others to *rest.  Without CAP_SYS_ADMIN none is the same.  0 or a negative errno.
+ * the same addresses, and that this other one, which is followed by a userfaultfd, has not written
+ * since they were protected, are added to *same, the others to *rest.  Without CAP_SYS_ADMIN none
+ * is the same.  0 or a negative errno.
  */
 int page_table_divide(const struct page_table *table, const struct page_table *other,
                       const struct page_runs *runs, struct page_runs *same, struct page_runs *rest);

@@ -288,6 +288,53 @@ static void moved_to_what_was_moved(void **state)
     scan_pieces(2, "");
 }
 
+/* A child that stays, with what it has of the memory. */
+static void fork_it(struct orders *orders)
+{
+    orders->result = (uint64_t)child_fork();
+}
+
+static void must_divide(struct page_table *child, const char *copies, const char *others)
+{
+    struct page_runs all = {0}, same = {0}, rest = {0};
+    struct memory_area area = region();
+    assert_int_equal(page_table_list(child, &area, &all), 0);
+    assert_int_equal(page_table_divide(child, &tracker.table, &all, &same, &rest), 0);
+    assert_string_equal(pages_of(&same, &area), copies);
+    assert_string_equal(pages_of(&rest, &area), others);
+    page_runs_free(&all);
+    page_runs_free(&same);
+    page_runs_free(&rest);
+}
+
+/*
+ * What a child has of its parent is what was sent of that, if the parent has not written it since:
+ * which nobody can say of a page that is not followed any more, though it has its bit.
+ */
+static void memory_of_a_child(void **state)
+{
+    (void)state;
+    need_tracker();
+    for (uint64_t page = 0; page < 2 * PIECE; page++)
+        writes(page);
+    writes(PAGES - 1);
+    must_scan("0-9 1023");
+    on_page(move_piece, 0);
+    scan_pieces(1, "512-516");
+    writes(6);
+    has_it(fork_it);
+    struct page_table child;
+    assert_int_equal(page_table_open(&child, (pid_t)servant.orders->result), 0);
+    must_divide(&child, "5 7-9 512-516 1023", "6");
+    page_table_close(&child);
+    on_page(move_piece, 1);
+    writes(ELSEWHERE + 2);
+    has_it(fork_it);
+    assert_int_equal(page_table_open(&child, (pid_t)servant.orders->result), 0);
+    must_divide(&child, "1023", "512-521");
+    page_table_close(&child);
+}
+
 static void protect_and_fork(struct orders *orders)
 {
     mprotect(orders->region, PAGES * PAGE_BYTES, PROT_READ);
@@ -780,6 +827,7 @@ int main(void)
         TRACKING(mapped_again),
         TRACKING(moved_pages),
         TRACKING(moved_to_what_was_moved),
+        TRACKING(memory_of_a_child),
         TRACKING(protected_and_forked),
         TRACKING(pages_of_files),
         TRACKING(another_program),
