@@ -20,19 +20,14 @@
  * whatever becomes of criu and of `godwit dump`.
  */
 #include <poll.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/random.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 
 #include "base/io.h"
 #include "criu/process.h"
 #include "criu/scan_filter.h"
-#include "criu/stream.h"
-#include "daemon/intake.h"
-#include "daemon/lineage.h"
+#include "daemon/dump.h"
 #include "task/task.h"
 
 /* How long after criu's end the process may show no sign of being killed, and still be. */
@@ -40,19 +35,7 @@
 #define GRACE_GOOD_EXIT_USEC (2 * USEC_PER_SEC)
 
 enum {
-    DUMPS_MAX = 200,
     ANSWER_SILENCES = 3, /* a tunnel on the way may hold what this host sees as delivered */
-};
-
-enum dump_state {
-    DUMP_WAIT_LINK,
-    DUMP_OPENING,
-    DUMP_COPYING,
-    DUMP_SENDING,
-    DUMP_ASKED,
-    DUMP_ALLOWED,
-    DUMP_DECIDED,
-    DUMP_OVER,
 };
 
 static const char *const phase_names[] = {
@@ -66,46 +49,6 @@ static const char *const phase_names[] = {
     [DUMP_OVER] = "over",
 };
 
-struct dump {
-    struct proxy *proxy;
-    struct dump *next;
-    enum dump_state state;
-    char id[WIRE_ID_MAX + 1];
-    uint64_t token;
-    uint32_t pid;
-    char *command;
-    bool source_lives_on, commit;
-    uint64_t began_usec;
-    struct sender *sender;
-    struct client *client, *hook; /* NULL: none, or gone */
-    int pages_fd, images_fd;      /* until their doors are opened */
-
-    /* of a process that is followed, or is going to be */
-    struct lineage_choice based; /* its lineage: until it has been told of the end */
-    bool pre_dump;
-    bool narrowed, listed;      /* criu was shown less than there is; what exists was sent */
-    sd_event_source *filter_io; /* the scan filter tells that */
-
-    /* what is known of the source, once ALLOWED */
-    sd_event_source *root_io, *lifeline_io;
-    int root_fd;
-    pid_t root_pid;
-    bool root_ended, criu_ended, exit_known;
-    int exit_status;
-    uint64_t criu_ended_usec;
-    uint64_t question_at;      /* where on the link what was asked last ends */
-    uint64_t unanswered_since; /* since when the cache has it; 0: it has not */
-
-    struct intake_memory *memory; /* of criu --page-server: its pages, which came before */
-
-    /* criu --stream */
-    sd_event_source *stream_io;
-    struct stream_parser parser;
-    char *stream_name; /* its pipe comes next */
-    pid_t criu_pid;
-    bool is_stream, is_unasked; /* without a hook: its end is the end */
-};
-
 struct dump *dump_next(const struct dump *dump)
 {
     return dump->next;
@@ -116,7 +59,7 @@ bool dump_is_over(const struct dump *dump)
     return dump->state == DUMP_OVER;
 }
 
-static struct error dump_error(enum failure code, const char *text)
+struct error dump_error(enum failure code, const char *text)
 {
     struct error err;
     error_set(&err, code, "%s", text);
@@ -143,7 +86,7 @@ static void dump_over(struct dump *dump, enum failure code)
     proxy_dump_over(dump->proxy, code);
 }
 
-static void dump_fail(struct dump *dump, const struct error *err)
+void dump_fail(struct dump *dump, const struct error *err)
 {
     if (dump->state >= DUMP_ALLOWED)
         return;
@@ -291,7 +234,7 @@ static void dump_evaluate(struct dump *dump)
                          : "criu failed after the dump; the process runs on");
 }
 
-static void dump_criu_ended(struct dump *dump)
+void dump_criu_ended(struct dump *dump)
 {
     if (!dump->criu_ended) {
         dump->criu_ended = true;
@@ -338,9 +281,7 @@ static int on_lifeline(sd_event_source *source, int fd, uint32_t events, void *u
     return 0;
 }
 
-/* Watches a descriptor and owns it from here on. */
-static int dump_watch(struct dump *dump, sd_event_source **source, int fd,
-                      sd_event_io_handler_t handler)
+int dump_watch(struct dump *dump, sd_event_source **source, int fd, sd_event_io_handler_t handler)
 {
     int r = sd_event_add_io(dump->proxy->daemon.event, source, fd, EPOLLIN, handler, dump);
     if (r < 0) {
@@ -350,11 +291,16 @@ static int dump_watch(struct dump *dump, sd_event_source **source, int fd,
     return sd_event_source_set_io_fd_own(*source, true);
 }
 
-static int dump_watch_root(struct dump *dump, int pidfd)
+int dump_watch_root(struct dump *dump, int pidfd)
 {
     dump->root_pid = task_of_pidfd(pidfd);
     dump->root_fd = pidfd;
     return dump_watch(dump, &dump->root_io, pidfd, on_root);
+}
+
+int dump_watch_criu(struct dump *dump, int fd)
+{
+    return dump_watch(dump, &dump->lifeline_io, fd, on_lifeline);
 }
 
 /* ---- the sender ---- */
@@ -506,6 +452,11 @@ static int on_filter(sd_event_source *source, int fd, uint32_t events, void *use
     return 0;
 }
 
+int dump_watch_filter(struct dump *dump, int fd)
+{
+    return dump_watch(dump, &dump->filter_io, fd, on_filter);
+}
+
 static void on_sender_changed(struct sender *sender, void *user)
 {
     struct dump *dump = user;
@@ -580,229 +531,6 @@ int dump_control(struct dump *dump, const struct frame *frame, const uint8_t *pa
     return sender_control(dump->sender, frame, payload, err);
 }
 
-/* ---- opening ---- */
-
-static struct dump *dump_new(struct proxy *proxy, const char *id, uint32_t pid, const char *command)
-{
-    struct dump *dump = calloc(1, sizeof(*dump));
-    if (!dump)
-        return NULL;
-    *dump = (struct dump){
-        .proxy = proxy,
-        .pid = pid,
-        .command = strdup(command),
-        .began_usec = now_usec(),
-        .pages_fd = -EBADF,
-        .images_fd = -EBADF,
-        .root_fd = -EBADF,
-    };
-    if (!dump->command || getrandom(&dump->token, sizeof(dump->token), 0) < 0) {
-        free(dump->command);
-        free(dump);
-        return NULL;
-    }
-    dump->token |= 1; /* 0 means: by criu's process id */
-    if (*id)
-        snprintf(dump->id, sizeof(dump->id), "%s", id);
-    else
-        snprintf(dump->id, sizeof(dump->id), "%u-%06x", pid, (unsigned)(dump->token >> 40));
-    return dump;
-}
-
-static void dump_start(struct dump *dump)
-{
-    struct proxy *proxy = dump->proxy;
-    dump->next = proxy->dumps;
-    proxy->dumps = dump;
-    if (proxy->link_up)
-        dump_link_up(dump);
-}
-
-/* Fewer than a cache takes on one link. */
-static bool dumps_are_many(const struct proxy *proxy)
-{
-    unsigned count = 0;
-    for (const struct dump *dump = proxy->dumps; dump; dump = dump->next)
-        count++;
-    return count >= DUMPS_MAX;
-}
-
-static bool dump_is_under_way(const struct proxy *proxy, uint32_t pid)
-{
-    for (const struct dump *dump = proxy->dumps; dump; dump = dump->next) {
-        if (dump->pid == pid && !dump->is_stream && dump->state != DUMP_OVER)
-            return true;
-    }
-    return false;
-}
-
-static int dump_take_fds(struct dump *dump, struct local_packet *packet)
-{
-    int r = dump_watch_root(dump, TAKE_FD(packet->fds[DUMP_FD_PROCESS]));
-    if (r < 0 || dump->pre_dump)
-        return r;
-    dump->pages_fd = TAKE_FD(packet->fds[DUMP_FD_PAGES]);
-    dump->images_fd = TAKE_FD(packet->fds[DUMP_FD_IMAGES]);
-    r = dump_watch(dump, &dump->lifeline_io, TAKE_FD(packet->fds[DUMP_FD_LIFELINE]), on_lifeline);
-    if (r >= 0)
-        r = dump_watch(dump, &dump->filter_io, TAKE_FD(packet->fds[DUMP_FD_FILTER]), on_filter);
-    return r;
-}
-
-void dump_open(struct proxy *proxy, struct client *client, struct local_packet *packet)
-{
-    struct error err;
-    _cleanup_message_ ProtobufCMessage *message =
-        message_unpack(&godwit__pb__dump_open__descriptor, packet->bytes, packet->length, &err);
-    const Godwit__Pb__DumpOpen *open = (const Godwit__Pb__DumpOpen *)message;
-    if (open && *open->id && !snapshot_id_valid(open->id)) {
-        error_set(&err, FAILURE_USAGE, "snapshot id %s: use letters, digits, dots, dashes",
-                  open->id);
-        open = NULL;
-    } else if (open && dumps_are_many(proxy)) {
-        error_set(&err, FAILURE_BUSY, "%d dumps are under way: try again later", DUMPS_MAX);
-        open = NULL;
-    } else if (open && dump_is_under_way(proxy, open->pid)) {
-        error_set(&err, FAILURE_BUSY, "process %u is being dumped already", open->pid);
-        open = NULL;
-    }
-    struct lineage_choice based = {0};
-    lineages_reap(proxy);
-    if (open && lineage_choose(proxy, open, packet->fds[DUMP_FD_PROCESS], &based, &err) < 0)
-        open = NULL;
-    if (!open) {
-        client_fail(client, &err);
-        return;
-    }
-    struct dump *dump = dump_new(proxy, open->id, open->pid, open->command);
-    if (!dump) {
-        err = dump_error(FAILURE_SYSTEM, "no memory for a dump");
-        if (based.lineage)
-            lineage_failed(based.lineage, &err);
-        client_fail(client, &err);
-        return;
-    }
-    dump->client = client;
-    dump->based = based;
-    dump->pre_dump = open->pre_dump;
-    dump->source_lives_on = open->source_lives_on;
-    int r = dump_take_fds(dump, packet);
-    if (r < 0) {
-        error_set_errno(&err, FAILURE_SYSTEM, r, "dump %s", dump->id);
-        client_fail(client, &err);
-        dump_free(dump);
-        return;
-    }
-    log_info(&proxy->daemon.log, "%s %s: process %u (%s)%s%s", dump->pre_dump ? "pre-dump" : "dump",
-             dump->id, dump->pid, dump->command, *based.parent ? ", based on " : "", based.parent);
-    dump_start(dump);
-}
-
-/* ---- criu --stream ---- */
-
-static void dump_stream_fail(struct dump *dump, int error_number, const char *what)
-{
-    struct error err;
-    error_set_errno(&err, FAILURE_CRIU, error_number, "criu --stream: %s", what);
-    dump_fail(dump, &err);
-}
-
-static void dump_stream_end(struct dump *dump)
-{
-    dump->stream_io = sd_event_source_disable_unref(dump->stream_io);
-    dump_criu_ended(dump);
-}
-
-/* criu --stream has ended, and no hook has come: it has written all there is, or has given up;
- * inventory.img comes last. */
-static void dump_stream_unasked(struct dump *dump)
-{
-    if (sender_has_inventory(dump->sender)) {
-        dump->state = DUMP_ASKED;
-        dump->is_unasked = true;
-        sender_finish(dump->sender);
-        return;
-    }
-    struct error err = dump_error(FAILURE_CRIU, "criu --stream ended before its inventory.img");
-    dump_fail(dump, &err);
-}
-
-static void dump_stream_pipe(struct dump *dump, int fd)
-{
-    dump->parser.want_pipe = false;
-    _cleanup_free_ char *name = TAKE_PTR(dump->stream_name);
-    if (fd < 0) {
-        dump_stream_fail(dump, EBADMSG, "no pipe came with the byte");
-        return;
-    }
-    int r = sender_open_pipe(dump->sender, name, fd);
-    if (r < 0)
-        dump_stream_fail(dump, r, "opening an image");
-}
-
-/* Takes one message from the capture socket.  False when there is none now. */
-static bool dump_stream_take(struct dump *dump)
-{
-    int fd = sd_event_source_get_io_fd(dump->stream_io);
-    uint8_t bytes[512];
-    int passed;
-    ssize_t n = stream_receive(fd, bytes, MIN(stream_want(&dump->parser), sizeof(bytes)), &passed);
-    if (n == -EAGAIN)
-        return false;
-    if (n <= 0) {
-        dump_stream_end(dump);
-        return true;
-    }
-    if (dump->state != DUMP_SENDING) {
-        close_fd(passed); /* too late to be of the snapshot */
-        return true;
-    }
-    if (dump->parser.want_pipe) {
-        dump_stream_pipe(dump, passed);
-        return true;
-    }
-    close_fd(passed);
-    struct error err;
-    int r = stream_take(&dump->parser, bytes, (size_t)n, &dump->stream_name, &err);
-    if (r < 0)
-        dump_fail(dump, &err);
-    else if (r > 0)
-        dump->parser.want_pipe = true;
-    return true;
-}
-
-static int on_stream(sd_event_source *source, int fd, uint32_t events, void *user)
-{
-    (void)source;
-    (void)fd;
-    (void)events;
-    dump_stream_take(user);
-    return 0;
-}
-
-void dump_open_stream(struct proxy *proxy, int fd)
-{
-    struct ucred peer = {0};
-    socklen_t length = sizeof(peer);
-    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
-    struct dump *dump =
-        dumps_are_many(proxy) ? NULL : dump_new(proxy, "", (uint32_t)peer.pid, "criu --stream");
-    if (!dump) {
-        close_fd(fd);
-        return;
-    }
-    dump->is_stream = true;
-    dump->criu_pid = peer.pid;
-    if (dump_watch(dump, &dump->stream_io, fd, on_stream) < 0) {
-        dump_free(dump);
-        return;
-    }
-    /* criu waits in its pipes until the cache has taken the snapshot. */
-    sd_event_source_set_enabled(dump->stream_io, SD_EVENT_OFF);
-    log_info(&proxy->daemon.log, "dump %s: criu %d streams", dump->id, peer.pid);
-    dump_start(dump);
-}
-
 /* ---- hooks and clients ---- */
 
 static bool dump_is_of(const struct dump *dump, const struct hook_ask *ask, pid_t criu)
@@ -819,40 +547,6 @@ static struct dump *dump_for_hook(struct proxy *proxy, const struct client *clie
             return dump;
     }
     return NULL;
-}
-
-/* A criu whose pages came by its page-server connection asks: its images follow them. */
-static void dump_open_images(struct proxy *proxy, struct client *client, const struct hook_ask *ask,
-                             int images_fd)
-{
-    pid_t root = (pid_t)ask->root_pid;
-    struct intake_memory *memory = intake_take_dumped(proxy, root);
-    struct dump *dump = memory ? dump_new(proxy, "", ask->root_pid, "criu --page-server") : NULL;
-    int process = dump ? (int)syscall(SYS_pidfd_open, root, 0) : -EBADF;
-    int criu = dump ? (int)syscall(SYS_pidfd_open, task_parent(client->pid), 0) : -EBADF;
-    if (process < 0 || criu < 0 || dump_watch_root(dump, TAKE_FD(process)) < 0 ||
-        dump_watch(dump, &dump->lifeline_io, TAKE_FD(criu), on_lifeline) < 0) {
-        client_hook(
-            client, HOOK_NO,
-            "its pages have not come by --page-server, or whose they are could not be told, "
-            "nor is it another dump");
-        close_fd(process);
-        close_fd(criu);
-        close_fd(images_fd);
-        intake_memory_free(memory);
-        if (dump)
-            dump_free(dump);
-        return;
-    }
-    dump->memory = memory;
-    dump->criu_pid = task_parent(client->pid);
-    dump->images_fd = images_fd;
-    dump->hook = client;
-    snprintf(dump->based.parent, sizeof(dump->based.parent), "%s", memory->id);
-    dump->based.parent_nonce = memory->nonce;
-    log_info(&proxy->daemon.log, "dump %s: process %u, whose pages are %s", dump->id, dump->pid,
-             memory->id);
-    dump_start(dump);
 }
 
 /* Whether criu has had its yes already: it runs an action script as often as it was told of it, and
@@ -887,19 +581,8 @@ void dump_hook(struct proxy *proxy, struct client *client, const struct hook_ask
         return;
     }
     dump->hook = client;
-    if (dump->is_stream) {
-        /* The hook may be heard before what criu sent ahead of it. */
-        while (dump->state == DUMP_SENDING && dump->stream_io && dump_stream_take(dump))
-            ;
-        if (dump->state == DUMP_SENDING &&
-            (dump->criu_ended || !sender_has_inventory(dump->sender))) {
-            struct error err =
-                dump_error(FAILURE_CRIU, "criu --stream ended, or sent no inventory.img");
-            dump_fail(dump, &err);
-        }
-        if (dump->state != DUMP_SENDING)
-            return;
-    }
+    if (dump->is_stream && !dump_stream_is_whole(dump))
+        return;
     int r;
     if (dump->is_stream) {
         int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)ask->root_pid, 0);

@@ -6,7 +6,7 @@
  * the verdict on each: whether the process has ended here, so that it may run there.
  *
  *   proxy.c    the daemon: its link, verdicts that are not acknowledged yet, who asks for what
- *   dump.c     one dump, from opening to verdict
+ *   dump.h     one dump, from opening to verdict
  *   intake.c   one connection of criu --page-server
  *   lineage.c  a process that is followed, from one snapshot of it to the next
  */
