@@ -4,16 +4,13 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 
-#include "base/digest.h"
 #include "base/hidden.h"
 #include "base/io.h"
-#include "criu/page_server.h"
-#include "criu/pagemap.h"
 #include "criu/process.h"
+#include "migrate/image_check.h"
+#include "migrate/receiver_parts.h"
 #include "migrate/space_images.h"
 #include "pager/map.h"
 #include "pager/pager.h"
@@ -22,64 +19,6 @@
 enum {
     ITEMS_MAX = 100000,
     ITEM_CHARGE = 4 << 10, /* what an item costs besides its data */
-    SINK_BYTES = 64 << 10, /* where what is not wanted any more lands */
-};
-
-#define PAGEMAP_IMAGE_MAX MIB(64) /* some three million runs */
-
-/* Memory by address, whatever stream it comes over. */
-struct space {
-    Godwit__Pb__SpaceBegin__Kind kind;
-    uint64_t id;
-    uint32_t pages_id; /* N of pages-N.img */
-    bool listed;
-    struct arena arena;
-    struct shadow *shadow;
-};
-
-/* What comes under one item number of one stream. */
-struct item {
-    bool ended;
-    struct space *space; /* NULL: it is an image */
-    char *name;          /* of an image */
-    struct arena image;
-    struct arena_window window; /* into the arena of either */
-    struct shadow_run run;      /* of a space: where the bytes now arriving belong */
-    uint64_t append_at;         /* of an image: the same */
-    uint64_t bytes;
-    struct digest digest;
-};
-
-/* One of the session's connections. */
-struct stream {
-    struct link *link; /* NULL: it has not come, or is gone */
-    bool joined, ended;
-    struct item **items; /* items[number - 1] */
-    uint32_t count, room, open, images, spaces;
-    uint64_t bytes, rounds;
-    struct item *mapped; /* of a data connection: the one item whose window is open */
-    uint8_t *list;       /* a frame of runs or digests that is arriving: one at a time */
-};
-
-struct receiver {
-    uint32_t session;
-    char *id;
-    struct snapshot *snapshot; /* NULL once refused or held */
-    char *parent;              /* id of what it is based on; NULL: nothing */
-    uint64_t parent_nonce;
-    bool refused, over, freezing;
-    const struct receiver_ops *ops;
-    void *user;
-
-    struct stream streams[WIRE_STREAMS_MAX]; /* the first is the session's link */
-    unsigned stream_count;
-    uint8_t token[WIRE_TOKEN_BYTES]; /* for the others */
-
-    /* Every stream begins the spaces in this order; the first that comes to one makes it. */
-    struct space **spaces;
-    uint32_t space_count, space_room;
-    uint64_t rounds; /* that have ended on all streams */
-    uint8_t *sink;
 };
 
 /* ---- items ---- */
@@ -106,9 +45,7 @@ static struct space *space_free(struct space *space)
     return NULL;
 }
 
-/* Of many tasks over many connections the windows would be more than a process may map; and a data
- * connection brings one task after the other. */
-static void stream_map_one(struct receiver *receiver, struct stream *stream, struct item *item)
+void stream_map_one(struct receiver *receiver, struct stream *stream, struct item *item)
 {
     if (stream == receiver->streams || stream->mapped == item)
         return;
@@ -140,7 +77,7 @@ static void receiver_free_items(struct receiver *receiver)
     receiver->space_count = receiver->space_room = 0;
 }
 
-static struct arena *item_arena(struct item *item)
+struct arena *item_arena(struct item *item)
 {
     return item->space ? &item->space->arena : &item->image;
 }
@@ -161,7 +98,7 @@ static void receiver_drop(struct receiver *receiver, const struct error *err)
     receiver->ops->dropped(receiver, receiver->id, err, receiver->user);
 }
 
-static void receiver_refuse(struct receiver *receiver, const struct error *err)
+void receiver_refuse(struct receiver *receiver, const struct error *err)
 {
     if (receiver->refused)
         return;
@@ -172,8 +109,7 @@ static void receiver_refuse(struct receiver *receiver, const struct error *err)
     receiver_drop(receiver, err);
 }
 
-/* Refuses for a reason that a system call gave. */
-static void receiver_refuse_errno(struct receiver *receiver, int error_number, const char *what)
+void receiver_refuse_errno(struct receiver *receiver, int error_number, const char *what)
 {
     struct error err;
     if (error_number == -EDQUOT) {
@@ -192,19 +128,19 @@ static void receiver_refuse_errno(struct receiver *receiver, int error_number, c
     receiver_refuse(receiver, &err);
 }
 
-static int broken(struct error *err, const struct frame *frame, const char *what)
+int receiver_broken(struct error *err, const struct frame *frame, const char *what)
 {
     return error_set(err, FAILURE_PEER, "the peer broke the protocol: %s frame: %s",
                      frame_name(frame->type), what);
 }
 
-static int check_place(unsigned number, const struct frame *frame, struct error *err)
+int receiver_check_place(unsigned number, const struct frame *frame, struct error *err)
 {
     const struct frame_rule *rule = frame_rule(frame->type);
     unsigned place = number == 0 ? ON_LINK : ON_DATA_CONNECTION;
     if (rule && rule->place & place)
         return 0;
-    return broken(err, frame, number == 0 ? "not on a link" : "not on a data connection");
+    return receiver_broken(err, frame, number == 0 ? "not on a link" : "not on a data connection");
 }
 
 /* ---- the beginning ---- */
@@ -406,7 +342,7 @@ static int stream_add(struct stream *stream, const struct frame *frame, struct i
                       struct error *err)
 {
     if (frame->item != stream->count + 1 || stream->count == ITEMS_MAX)
-        return broken(err, frame, "item numbers go up by one, and not without end");
+        return receiver_broken(err, frame, "item numbers go up by one, and not without end");
     if (stream->count == stream->room) {
         uint32_t room = MAX(64, 2 * stream->room);
         struct item **grown = realloc(stream->items, room * sizeof(struct item *));
@@ -441,9 +377,9 @@ static int take_image_begin(struct receiver *receiver, struct stream *stream,
 {
     const Godwit__Pb__ImageBegin *begin = (const Godwit__Pb__ImageBegin *)message;
     if (!image_name_valid(begin->name))
-        return broken(err, frame, "not a name of an image");
+        return receiver_broken(err, frame, "not a name of an image");
     if (receiver->snapshot->chain && strncmp(begin->name, "pages-", 6) == 0)
-        return broken(err, frame, "pages of a snapshot that shares memory");
+        return receiver_broken(err, frame, "pages of a snapshot that shares memory");
     struct item *item;
     if (stream_add(stream, frame, &item, err) < 0)
         return -1;
@@ -535,9 +471,9 @@ static int take_space_begin(struct receiver *receiver, struct stream *stream,
     const Godwit__Pb__SpaceBegin *begin = (const Godwit__Pb__SpaceBegin *)message;
     if (begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__TASK &&
         begin->kind != GODWIT__PB__SPACE_BEGIN__KIND__SHARED)
-        return broken(err, frame, "a space of no known kind");
+        return receiver_broken(err, frame, "a space of no known kind");
     if (begin->based && !receiver->parent)
-        return broken(err, frame, "based on nothing");
+        return receiver_broken(err, frame, "based on nothing");
     struct item *item;
     if (stream_add(stream, frame, &item, err) < 0)
         return -1;
@@ -553,289 +489,8 @@ static int take_space_begin(struct receiver *receiver, struct stream *stream,
         return 0;
     item->space = receiver->spaces[index];
     if (item->space->kind != begin->kind || item->space->id != begin->id)
-        return broken(err, frame, "every stream begins the same spaces");
+        return receiver_broken(err, frame, "every stream begins the same spaces");
     return 0;
-}
-
-/* ---- data ---- */
-
-static struct item *stream_item(const struct stream *stream, const struct frame *frame,
-                                bool is_space, struct error *err)
-{
-    struct item *item =
-        frame->item >= 1 && frame->item <= stream->count ? stream->items[frame->item - 1] : NULL;
-    if (!item || item->ended || (item->space != NULL) != is_space) {
-        broken(err, frame, "no such item is open");
-        return NULL;
-    }
-    return item;
-}
-
-static int image_frame_begin(struct receiver *receiver, struct item *item,
-                             const struct frame *frame, struct error *err)
-{
-    if (frame->offset != item->bytes)
-        return broken(err, frame, "an image is sent from its beginning to its end");
-    int r = arena_append(&item->image, frame->length, &item->append_at);
-    if (r < 0)
-        receiver_refuse_errno(receiver, r, item->name);
-    return 0;
-}
-
-static int pages_frame_begin(struct item *item, const struct frame *frame, struct error *err)
-{
-    if (frame->length == 0 || frame->length % PAGE_BYTES || frame->offset % PAGE_BYTES ||
-        frame->flags & ~(PAGES_LAZY | PAGES_EXIST))
-        return broken(err, frame, "not whole pages");
-    digest_place(&item->digest, frame->offset, frame->length);
-    item->run = (struct shadow_run){.vaddr = frame->offset};
-    return 0;
-}
-
-/* Where byte |done| of a pages frame lies in the arena; refuses the snapshot if there is no room.
- */
-static int pages_at(struct receiver *receiver, struct item *item, const struct frame *frame,
-                    uint32_t done, uint64_t *ret_offset, size_t *ret_length, struct error *err)
-{
-    uint64_t vaddr = frame->offset + done;
-    if (vaddr >= item->run.vaddr + item->run.pages * PAGE_BYTES) {
-        unsigned flags = (frame->flags & PAGES_LAZY ? SHADOW_LAZY : 0) |
-                         (frame->flags & PAGES_EXIST ? SHADOW_LISTED : 0);
-        int r = shadow_place(item->space->shadow, vaddr, (frame->length - done) / PAGE_BYTES, flags,
-                             &item->run);
-        if (r == -EINVAL)
-            return broken(err, frame, "no task has such an address");
-        if (r < 0) {
-            receiver_refuse_errno(receiver, r, "pages");
-            return 0;
-        }
-    }
-    *ret_offset = item->run.offset + (vaddr - item->run.vaddr);
-    *ret_length = item->run.vaddr + item->run.pages * PAGE_BYTES - vaddr;
-    return 0;
-}
-
-static void sink(struct receiver *receiver, const struct frame *frame, uint32_t done,
-                 void **ret_place, size_t *ret_length)
-{
-    *ret_place = receiver->sink;
-    *ret_length = MIN(SINK_BYTES, frame->length - done);
-}
-
-static bool is_list(const struct frame *frame)
-{
-    return frame->type == FRAME_PAGE_RUNS || frame->type == FRAME_PAGE_SUMS;
-}
-
-/* What is copied from: another open space. */
-static struct item *copied_item(const struct stream *stream, const struct item *item,
-                                const struct frame *frame)
-{
-    if (frame->offset == 0 || frame->offset > stream->count)
-        return NULL;
-    struct item *from = stream->items[frame->offset - 1];
-    return from != item && from->space && !from->ended ? from : NULL;
-}
-
-static int list_frame_begin(struct stream *stream, struct item *item, const struct frame *frame,
-                            struct error *err)
-{
-    bool runs = frame->type == FRAME_PAGE_RUNS, copies = runs && frame->flags == RUNS_COPY;
-    if (frame->length % (runs ? WIRE_RUN_BYTES : WIRE_SUM_BYTES) ||
-        (runs && !copies && frame->flags != RUNS_ZERO && frame->flags != RUNS_EXIST))
-        return broken(err, frame, "not runs of pages");
-    if (copies ? !copied_item(stream, item, frame) : frame->offset != 0)
-        return broken(err, frame, "no such item is open");
-    if (!stream->list)
-        stream->list = malloc(WIRE_BULK_MAX);
-    if (!stream->list)
-        return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "a snapshot");
-    digest_place(&item->digest, frame->flags, frame->length);
-    return 0;
-}
-
-/* 0; -ENODATA when it is not there; or another negative errno. */
-static int copy_page(struct item *from, struct item *to, uint64_t vaddr)
-{
-    uint64_t offset;
-    struct shadow_run run;
-    void *source, *place;
-    size_t length = PAGE_BYTES;
-    int r = shadow_find(from->space->shadow, vaddr, &offset);
-    if (r <= 0)
-        return r < 0 ? r : shadow_zero(to->space->shadow, vaddr, 1);
-    r = arena_at(item_arena(from), &from->window, offset, &source, &length);
-    if (r == 0)
-        r = shadow_place(to->space->shadow, vaddr, 1, SHADOW_LAZY, &run);
-    if (r == 0)
-        r = arena_at(item_arena(to), &to->window, run.offset, &place, &length);
-    if (r == 0)
-        memcpy(place, source, PAGE_BYTES);
-    return r;
-}
-
-static int copy_pages(struct item *from, struct item *to, uint64_t vaddr, uint64_t pages)
-{
-    int r = vaddr % PAGE_BYTES || pages == 0 ? -EINVAL : 0;
-    for (uint64_t i = 0; i < pages && r == 0; i++)
-        r = copy_page(from, to, vaddr + i * PAGE_BYTES);
-    return r;
-}
-
-static int take_run(const struct stream *stream, struct item *item, const struct frame *frame,
-                    uint64_t vaddr, uint64_t pages)
-{
-    switch (frame->flags) {
-    case RUNS_ZERO:
-        return shadow_zero(item->space->shadow, vaddr, pages);
-    case RUNS_EXIST:
-        return shadow_list(item->space->shadow, vaddr, pages);
-    default:
-        return copy_pages(copied_item(stream, item, frame), item, vaddr, pages);
-    }
-}
-
-static int take_page_runs(struct receiver *receiver, const struct stream *stream, struct item *item,
-                          const struct frame *frame, struct error *err)
-{
-    uint64_t left = WIRE_LIST_PAGES_MAX;
-    for (uint32_t at = 0; at < frame->length; at += WIRE_RUN_BYTES) {
-        uint64_t vaddr = get_le64(stream->list + at), pages = get_le64(stream->list + at + 8);
-        if (pages > left)
-            return broken(err, frame, "too many pages in one list");
-        left -= pages;
-        int r = take_run(stream, item, frame, vaddr, pages);
-        if (r == -EINVAL)
-            return broken(err, frame, "no task has such an address");
-        if (r == -ENODATA)
-            return broken(err, frame, "a copy of what has not come");
-        if (r < 0) {
-            receiver_refuse_errno(receiver, r, "pages");
-            return 0;
-        }
-    }
-    if (frame->flags == RUNS_COPY && stream != receiver->streams)
-        arena_window_close(&copied_item(stream, item, frame)->window);
-    return 0;
-}
-
-/* Adds a page as it is here.  0; -ENODATA: it is not here; or another negative errno. */
-static int sum_page(struct item *item, uint64_t vaddr, struct digest *digest)
-{
-    static const uint8_t zeros[PAGE_BYTES];
-    uint64_t offset;
-    void *place = NULL;
-    size_t length = PAGE_BYTES;
-    int r = shadow_find(item->space->shadow, vaddr, &offset);
-    if (r == 1)
-        r = arena_at(item_arena(item), &item->window, offset, &place, &length);
-    if (r == 0)
-        digest_bytes(digest, place ? place : zeros, PAGE_BYTES);
-    return r;
-}
-
-/* 1: they are what the digest says, 0: they are not, or a negative errno. */
-static int check_sum(struct item *item, uint64_t vaddr, uint64_t pages, const uint8_t *expected)
-{
-    uint8_t is[DIGEST_BYTES];
-    struct digest digest;
-    int r = digest_begin(&digest);
-    if (r < 0)
-        return r;
-    for (uint64_t i = 0; i < pages && r == 0; i++)
-        r = sum_page(item, vaddr + i * PAGE_BYTES, &digest);
-    digest_end(&digest, is);
-    return r == -ENODATA ? 0 : r < 0 ? r : memcmp(is, expected, DIGEST_BYTES) == 0;
-}
-
-static int take_page_sums(struct receiver *receiver, const struct stream *stream, struct item *item,
-                          const struct frame *frame, struct error *err)
-{
-    uint64_t left = WIRE_LIST_PAGES_MAX;
-    for (uint32_t at = 0; at < frame->length; at += WIRE_SUM_BYTES) {
-        const uint8_t *sum = stream->list + at;
-        uint64_t vaddr = get_le64(sum), pages = get_le64(sum + 8);
-        if (pages > left)
-            return broken(err, frame, "too many pages in one list");
-        left -= pages;
-        if (pages == 0 || pages > WIRE_SUM_PAGES_MAX || vaddr % PAGE_BYTES)
-            return broken(err, frame, "not runs of pages");
-        int r = check_sum(item, vaddr, pages, sum + WIRE_RUN_BYTES);
-        if (r == 1)
-            continue;
-        struct error wrong;
-        error_set(&wrong, FAILURE_PEER,
-                  "snapshot %s: task %llu: %llu pages at %#llx are not what they are at the source",
-                  receiver->id, (unsigned long long)item->space->id, (unsigned long long)pages,
-                  (unsigned long long)vaddr);
-        if (r == 0)
-            receiver_refuse(receiver, &wrong);
-        else
-            receiver_refuse_errno(receiver, r, "what is to be compared");
-        return 0;
-    }
-    return 0;
-}
-
-int receiver_bulk_place(struct receiver *receiver, unsigned number, const struct frame *frame,
-                        uint32_t done, void **ret_place, size_t *ret_length, struct error *err)
-{
-    if (receiver->refused) {
-        sink(receiver, frame, done, ret_place, ret_length);
-        return 0;
-    }
-    if (check_place(number, frame, err) < 0)
-        return -1;
-    struct stream *stream = &receiver->streams[number];
-    bool is_space = frame->type != FRAME_IMAGE_DATA;
-    struct item *item = stream_item(stream, frame, is_space, err);
-    if (!item)
-        return -1;
-    stream_map_one(receiver, stream, item);
-    if (is_list(frame)) {
-        if (done == 0 && list_frame_begin(stream, item, frame, err) < 0)
-            return -1;
-        *ret_place = stream->list + done;
-        *ret_length = frame->length - done;
-        return 0;
-    }
-    if (done == 0 && (is_space ? pages_frame_begin(item, frame, err)
-                               : image_frame_begin(receiver, item, frame, err)) < 0)
-        return -1;
-
-    /* A refusal on the way frees the item: then the rest of the frame is swallowed. */
-    uint64_t offset = 0;
-    size_t length = frame->length - done;
-    if (is_space && pages_at(receiver, item, frame, done, &offset, &length, err) < 0)
-        return -1;
-    if (!is_space && !receiver->refused)
-        offset = item->append_at + done;
-    if (!receiver->refused) {
-        int r = arena_at(item_arena(item), &item->window, offset, ret_place, &length);
-        *ret_length = length;
-        if (r == 0)
-            return 0;
-        receiver_refuse_errno(receiver, r, is_space ? "pages" : item->name);
-    }
-    sink(receiver, frame, done, ret_place, ret_length);
-    return 0;
-}
-
-int receiver_bulk_landed(struct receiver *receiver, unsigned number, const struct frame *frame,
-                         uint32_t done, const void *place, size_t length, struct error *err)
-{
-    if (receiver->refused)
-        return 0;
-    struct stream *stream = &receiver->streams[number];
-    struct item *item = stream_item(stream, frame, frame->type != FRAME_IMAGE_DATA, err);
-    if (!item)
-        return -1;
-    digest_bytes(&item->digest, place, length);
-    item->bytes += length;
-    if (!is_list(frame) || done + length < frame->length)
-        return 0;
-    return frame->type == FRAME_PAGE_RUNS ? take_page_runs(receiver, stream, item, frame, err)
-                                          : take_page_sums(receiver, stream, item, frame, err);
 }
 
 /* ---- items end ---- */
@@ -904,7 +559,7 @@ static int item_check_end(struct receiver *receiver, struct item *item, const st
                           const Godwit__Pb__ItemEnd *end, struct error *err)
 {
     if (end->digest.len != DIGEST_BYTES)
-        return broken(err, frame, "a digest has 16 bytes");
+        return receiver_broken(err, frame, "a digest has 16 bytes");
     uint8_t digest[DIGEST_BYTES];
     digest_end(&item->digest, digest);
     if (end->bytes != item->bytes || memcmp(digest, end->digest.data, DIGEST_BYTES) != 0) {
@@ -923,7 +578,7 @@ static int take_item_end(struct receiver *receiver, struct stream *stream,
                          struct error *err)
 {
     const Godwit__Pb__ItemEnd *end = (const Godwit__Pb__ItemEnd *)message;
-    struct item *item = stream_item(stream, frame, frame->type == FRAME_SPACE_END, err);
+    struct item *item = receiver_item(stream, frame, frame->type == FRAME_SPACE_END, err);
     if (!item || item_check_end(receiver, item, frame, end, err) < 0)
         return -1;
     if (receiver->refused)
@@ -947,93 +602,6 @@ static int take_item_end(struct receiver *receiver, struct stream *stream,
 
 /* ---- the end of the snapshot ---- */
 
-/* Number of pages in a pages image, by its length. */
-static int check_pages(int imagefd, uint32_t pages_id, uint64_t present, struct error *err)
-{
-    char name[32];
-    struct stat st = {0};
-    snprintf(name, sizeof(name), "pages-%u.img", pages_id);
-    if (fstatat(imagefd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 && present > 0)
-        return error_set_errno(err, FAILURE_CRIU, errno, "%s", name);
-    if ((uint64_t)st.st_size != present * PAGE_BYTES)
-        return error_set(err, FAILURE_CRIU, "%s has %llu bytes and its pagemap %llu pages", name,
-                         (unsigned long long)st.st_size, (unsigned long long)present);
-    return 0;
-}
-
-/* 1: it is good, and only criu 4.2 can read it; 0: it is good; -1 with *err. */
-static int check_pagemap(int imagefd, const uint8_t *bytes, size_t length, struct error *err)
-{
-    struct pagemap_reader reader;
-    struct pagemap_run run;
-    uint32_t pages_id;
-    if (pagemap_read_begin(&reader, bytes, length, &pages_id, err) < 0)
-        return -1;
-    uint64_t present = 0;
-    int r;
-    while ((r = pagemap_read_next(&reader, &run, err)) > 0) {
-        if (run.flags & PAGEMAP_PARENT)
-            return error_set(err, FAILURE_CRIU, "pages are missing: they are in a parent's images");
-        if (!(run.flags & PAGEMAP_PRESENT))
-            return error_set(err, FAILURE_CRIU,
-                             "pages are missing: they were to be fetched lazily");
-        present += run.pages;
-    }
-    if (r < 0 || check_pages(imagefd, pages_id, present, err) < 0)
-        return -1;
-    return reader.wide;
-}
-
-/* Writes a pagemap, which has been checked, in the form that all releases read.  0 or a negative
- * errno. */
-static int rewrite_pagemap(int imagefd, const char *name, const uint8_t *bytes, size_t length)
-{
-    static const char fresh[] = "pagemap.new";
-    struct pagemap_reader reader;
-    struct pagemap_run run;
-    struct error err;
-    uint32_t pages_id;
-    _cleanup_close_ int fd =
-        openat(imagefd, fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (fd < 0 || pagemap_read_begin(&reader, bytes, length, &pages_id, &err) < 0)
-        return fd < 0 ? -errno : -EPROTO;
-    struct pagemap_writer *writer = pagemap_begin(fd, pages_id);
-    if (!writer)
-        return -ENOMEM;
-    while (pagemap_read_next(&reader, &run, &err) > 0)
-        pagemap_add(writer, &run);
-    int r = pagemap_finish(writer);
-    return r < 0 || renameat(imagefd, fresh, imagefd, name) == 0 ? r : -errno;
-}
-
-/*
- * Pages that came as plain images (criu --stream, godwit import) are kept by task and address as
- * well: their own pagemap says where, and it has to agree with what is there.
- */
-static int receiver_check_pagemap(struct receiver *receiver, const char *name, struct error *err)
-{
-    struct stat st;
-    int imagefd = receiver->snapshot->imagefd;
-    _cleanup_close_ int fd = openat(imagefd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", name);
-    if (st.st_size == 0 || (uint64_t)st.st_size > PAGEMAP_IMAGE_MAX)
-        return error_set(err, FAILURE_CRIU, "%s: no pagemap has %lld bytes", name,
-                         (long long)st.st_size);
-    size_t length = (size_t)st.st_size;
-    void *bytes = mmap(NULL, length, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (bytes == MAP_FAILED)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "%s", name);
-    int r = check_pagemap(imagefd, bytes, length, err);
-    if (r > 0) {
-        r = rewrite_pagemap(imagefd, name, bytes, length);
-        if (r < 0)
-            error_set_errno(err, FAILURE_SYSTEM, r, "writing it anew");
-    }
-    munmap(bytes, length);
-    return r < 0 ? error_prefix(err, "%s", name) : 0;
-}
-
 static bool is_pagemap_name(const char *name)
 {
     return strncmp(name, "pagemap-", 8) == 0;
@@ -1045,7 +613,7 @@ static int receiver_check_images(struct receiver *receiver, struct error *err)
     for (uint32_t i = 0; i < stream->count; i++) {
         const struct item *item = stream->items[i];
         if (!item->space && is_pagemap_name(item->name) &&
-            receiver_check_pagemap(receiver, item->name, err) < 0)
+            image_check_pagemap(receiver->snapshot->imagefd, item->name, err) < 0)
             return error_prefix(err, "snapshot %s", receiver->id);
     }
     return 0;
@@ -1096,14 +664,14 @@ static int take_snapshot_end(struct receiver *receiver, struct stream *stream,
     const Godwit__Pb__SnapshotEnd *end = (const Godwit__Pb__SnapshotEnd *)message;
     if (stream->open > 0 || end->images != stream->images || end->spaces != stream->spaces ||
         end->bytes != stream->bytes)
-        return broken(err, frame, "it does not sum up what was sent");
+        return receiver_broken(err, frame, "it does not sum up what was sent");
     unsigned joined = 0, ended = 1;
     for (unsigned i = 0; i < receiver->stream_count; i++) {
         joined += receiver->streams[i].joined;
         ended += receiver->streams[i].ended;
     }
     if (joined < receiver->stream_count)
-        return broken(err, frame, "not all data connections have come");
+        return receiver_broken(err, frame, "not all data connections have come");
     stream->ended = true;
     if (ended == receiver->stream_count)
         receiver_hold(receiver);
@@ -1153,7 +721,7 @@ static int take_freezing(struct receiver *receiver, struct stream *stream,
     (void)stream;
     (void)message;
     if (receiver->freezing)
-        return broken(err, frame, "a second time");
+        return receiver_broken(err, frame, "a second time");
     receiver->freezing = true;
     if (receiver->snapshot->restore)
         receiver->ops->freezing(receiver, receiver->snapshot, receiver->user);
@@ -1181,7 +749,7 @@ int receiver_control(struct receiver *receiver, unsigned number, const struct fr
                      const uint8_t *payload, struct error *err)
 {
     struct stream *stream = &receiver->streams[number];
-    if (check_place(number, frame, err) < 0)
+    if (receiver_check_place(number, frame, err) < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_SIZE(takes); i++) {
         if (takes[i].type != frame->type)
@@ -1196,8 +764,8 @@ int receiver_control(struct receiver *receiver, unsigned number, const struct fr
             return 0;
         }
         if (stream->ended)
-            return broken(err, frame, "behind its end");
+            return receiver_broken(err, frame, "behind its end");
         return takes[i].take(receiver, stream, frame, message, err);
     }
-    return broken(err, frame, "not in a snapshot");
+    return receiver_broken(err, frame, "not in a snapshot");
 }
