@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,28 +120,44 @@ static int is_committed(void)
            memcmp(text, "commit", sizeof(text)) == 0;
 }
 
-/* 0 when it cannot be told. */
+/* The parent of a process that lives; 0: it does not. */
 static pid_t parent_of(pid_t pid)
 {
-    char path[32], text[512] = "";
+    char path[32], text[512] = "", state;
+    int parent;
     snprintf(path, sizeof(path), "/proc/%d/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
     ssize_t n = read(fd, text, sizeof(text) - 1);
     close(fd);
-    /* Behind the name in brackets: the state, then the parent. */
     const char *name_end = n > 0 ? strrchr(text, ')') : NULL;
-    return name_end && strlen(name_end) > 4 ? atoi(name_end + 4) : 0;
+    if (!name_end || sscanf(name_end, ") %c %d", &state, &parent) != 2)
+        return 0;
+    return state == 'Z' || state == 'X' ? 0 : parent;
 }
 
-/* Only the keeper that is there: a killed one's process id may be somebody else's by now. */
-static void tell_keeper(void)
+static pid_t number_in(const char *variable)
 {
-    const char *text = getenv("GODWIT_HOOK_KEEPER");
-    pid_t keeper = text ? atoi(text) : 0;
-    if (keeper > 0 && (getppid() == keeper || parent_of(getppid()) == keeper))
+    const char *text = getenv(variable);
+    return text ? atoi(text) : 0;
+}
+
+/*
+ * False: criu has ended, and its keeper may have seen that before it has heard from us.  It kills
+ * then what criu has built, this process too, or lets it be: its own end tells which, and nobody is
+ * to be told by us that the tasks run.  If criu lives when the signal has been sent, the keeper
+ * hears it before it learns of criu's end.  One that was killed itself kills nobody.
+ */
+static bool tell_keeper(void)
+{
+    pid_t keeper = number_in("GODWIT_HOOK_KEEPER"), kept = number_in("GODWIT_HOOK_KEPT");
+    if (keeper <= 0 || kept <= 0)
+        return true;
+    pid_t parent = parent_of(kept);
+    if (parent == keeper)
         kill(keeper, SIGUSR1);
+    return parent != 0 && parent_of(kept) != 0;
 }
 
 enum outcome { SAID_YES, SAID_NO, LOST, LOST_WHILE_HELD };
@@ -197,8 +214,8 @@ int main(void)
         directory = getenv("CRTOOLS_IMAGE_DIR");
     if (!directory)
         return errno = ENOENT, refuse("GODWIT_HOOK_WORKDIR");
-    if (strcmp(action, "pre-resume") == 0)
-        tell_keeper();
+    if (strcmp(action, "pre-resume") == 0 && !tell_keeper())
+        return errno = ESRCH, refuse("criu");
     /* Without its criu a hook holds nothing. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (strcmp(action, "post-restore") == 0 && complete_memory() < 0)

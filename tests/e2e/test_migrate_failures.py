@@ -731,6 +731,46 @@ def test_fill_goes_on_without_a_keeper(lanes):
                forgotten_case("starter killed", restart_by_starter)])
 
 
+# ---- as criu lets it go ----
+
+# In place of the hook: the first time it kills criu when that is about to let the process go.
+KILLS_CRIU = f"""#!/bin/sh
+if [ "$CRTOOLS_SCRIPT_ACTION" = pre-resume ] && mkdir {WORKDIR}/struck 2>/dev/null; then
+    kill -9 $(cat /proc/$GODWIT_HOOK_KEEPER/task/$GODWIT_HOOK_KEEPER/children)
+fi
+exec {testbed.build_dir() / "godwit-hook"}
+"""
+
+
+class StruckLane(MigrateLane):
+    """Its criu restore is killed once, by its own hook."""
+
+    def start_cache(self, *options):
+        path = self.b.path(f"{testbed.SHARED}/hook")
+        path.write_text(KILLS_CRIU)
+        path.chmod(0o755)
+        self.env = {**self.env, "GODWIT_HOOK": f"{testbed.SHARED}/hook"}
+        super().start_cache(*options)
+        self.env.pop("GODWIT_HOOK")
+
+
+def test_criu_dies_as_it_lets_go():
+    """Whoever hears of it first, the keeper or the hook: it is not killed when it is said to run."""
+    lane = StruckLane()
+    try:
+        for mb in (1, 64, 64, 128, 128):
+            struck = lane.b.path(f"{WORKDIR}/struck")
+            pid, out = lane.spawn(mb)
+            lane.man.arm()
+            status, err = lane.end(lane.migrate(pid, "--eager"), "migrate")
+            assert struck.is_dir()
+            struck.rmdir()
+            got = judge(lane, pid, out, status, err)
+            assert got.startswith(f"b; migrate: {MOVED} "), f"{got}\n{lane.logs()}"
+    finally:
+        lane.close()
+
+
 # ---- the table ----
 
 def test_every_state_is_hit(points):
