@@ -270,12 +270,13 @@ int page_table_divide(const struct page_table *table, const struct page_table *o
         const struct page_run *run = &runs->list[i];
         for (uint64_t done = 0; done < run->pages;) {
             uint64_t vaddr = run->start + done * PAGE_BYTES;
-            ssize_t n = read_entries(table->fd, vaddr, MIN(run->pages - done, DIVIDE_PAGES), mine);
+            uint64_t pages = MIN(run->pages - done, DIVIDE_PAGES);
+            /* Asked first: who writes to shared memory later has another frame. */
+            bool followed = is_followed(other, vaddr, vaddr + pages * PAGE_BYTES);
+            ssize_t n = read_entries(table->fd, vaddr, pages, mine);
             ssize_t m = n > 0 ? read_entries(other->fd, vaddr, (uint64_t)n, theirs) : n;
             if (n <= 0 || m != n)
                 return n < 0 ? (int)n : m < 0 ? (int)m : -EIO;
-            /* Asked last: it was so when the entries were read. */
-            bool followed = is_followed(other, vaddr, vaddr + (uint64_t)n * PAGE_BYTES);
             for (ssize_t k = 0; k < n; k++) {
                 struct page_runs *to = followed && is_same(mine[k], theirs[k]) ? same : rest;
                 if (page_runs_add(to, vaddr + (uint64_t)k * PAGE_BYTES, 1, run->anonymous) < 0)

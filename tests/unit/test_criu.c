@@ -2,11 +2,13 @@
 #include "testing.h"
 
 #include <fcntl.h>
+#include <linux/perf_event.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -806,10 +808,21 @@ static bool breakpoint_stops(void)
     return stops;
 }
 
+static bool may_use_perf(void)
+{
+    struct perf_event_attr nothing = {
+        .type = PERF_TYPE_SOFTWARE, .config = PERF_COUNT_SW_DUMMY, .size = sizeof(nothing)};
+    int fd = (int)syscall(SYS_perf_event_open, &nothing, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+    close_fd(fd);
+    return fd >= 0;
+}
+
 /* A criu is told to do without them where they do not work, and only there. */
 static void breakpoints(void **state)
 {
     (void)state;
+    if (!may_use_perf())
+        skip();
     char *directory = directory_make(), told[256], text[512];
     snprintf(told, sizeof(told), "%s/fault", directory);
     snprintf(text, sizeof(text), "echo ${CRIU_FAULT:-0} > %s", told);
