@@ -24,7 +24,6 @@
 #include <sys/epoll.h>
 #include <sys/syscall.h>
 
-#include "base/io.h"
 #include "criu/process.h"
 #include "criu/scan_filter.h"
 #include "daemon/dump.h"

@@ -90,7 +90,7 @@ bool dumps_are_many(const struct proxy *proxy);
 
 /*
  * A hook asks whose criu has sent its pages by --page-server: the images follow them, in a
- * directory that is taken over.  The hook is answered.
+ * directory that is taken over.  The hook is answered, at once if it is a no.
  */
 void dump_open_images(struct proxy *proxy, struct client *client, const struct hook_ask *ask,
                       int images_fd);

@@ -6,7 +6,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "base/io.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
 

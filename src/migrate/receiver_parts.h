@@ -70,7 +70,7 @@ struct receiver {
  */
 void receiver_refuse(struct receiver *receiver, const struct error *err);
 
-/* The same for a reason that a system call gave, negative or not. */
+/* The same for a negative errno. */
 void receiver_refuse_errno(struct receiver *receiver, int error_number, const char *what);
 
 /* The peer does not keep to the protocol: the link ends.  -1, with *err set. */

@@ -123,6 +123,8 @@ class Target:
         self.check_lines(about, count)
         self.check_good()
         self.wait_calm()
+        if time.monotonic() < self.silent_until + 1:
+            self.new_lines()  # of this end, which was not waited for
 
     def check_memory(self):
         grown = self.cache.rss() - self.bytes
