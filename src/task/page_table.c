@@ -244,10 +244,10 @@ static bool is_same(uint64_t entry, uint64_t other)
 }
 
 /*
- * Whether all that is mapped there is followed.  What no longer is may have the bits of protected
+ * Whether all that is mapped there is tracked.  What no longer is may have the bits of protected
  * pages all the same, and be written to (task/tracker.c, forget_protection()).
  */
-static bool is_followed(const struct page_table *table, uint64_t start, uint64_t end)
+static bool all_is_tracked(const struct page_table *table, uint64_t start, uint64_t end)
 {
     struct page_region none;
     struct pagemap_scan ask = {
@@ -272,13 +272,13 @@ int page_table_divide(const struct page_table *table, const struct page_table *o
             uint64_t vaddr = run->start + done * PAGE_BYTES;
             uint64_t pages = MIN(run->pages - done, DIVIDE_PAGES);
             /* Asked first: who writes to shared memory later has another frame. */
-            bool followed = is_followed(other, vaddr, vaddr + pages * PAGE_BYTES);
+            bool tracked = all_is_tracked(other, vaddr, vaddr + pages * PAGE_BYTES);
             ssize_t n = read_entries(table->fd, vaddr, pages, mine);
             ssize_t m = n > 0 ? read_entries(other->fd, vaddr, (uint64_t)n, theirs) : n;
             if (n <= 0 || m != n)
                 return n < 0 ? (int)n : m < 0 ? (int)m : -EIO;
             for (ssize_t k = 0; k < n; k++) {
-                struct page_runs *to = followed && is_same(mine[k], theirs[k]) ? same : rest;
+                struct page_runs *to = tracked && is_same(mine[k], theirs[k]) ? same : rest;
                 if (page_runs_add(to, vaddr + (uint64_t)k * PAGE_BYTES, 1, run->anonymous) < 0)
                     return -ENOMEM;
             }

@@ -651,8 +651,11 @@ def end_at_b(lane, pid, out, migrate, strike_it):
     return got
 
 
-def filling_case(name, strike_it):
-    """Something happens to a migration of which the process runs already, and part of its memory is still to come."""
+def filling_case(name, strike_it, begun=False, must=True):
+    """Something happens to a migration of which the process runs already, and its memory is still to come.
+
+    begun: some of it has come.  must: there is somebody to be struck for certain.
+    """
 
     def case(lane):
         pid, out, migrate = until_held(lane, "down", "PREPARED")
@@ -661,9 +664,13 @@ def filling_case(name, strike_it):
         lane.man.release()
         assert lane.man.is_held.wait(20)
         assert "filling" in lane.snapshots().values()
-        assert strike_it(lane, migrate)
+        if begun:
+            strike(lane.b, pagers, signal.SIGCONT)
+            time.sleep(random.uniform(0, 0.05))
+        hit = strike_it(lane, migrate)
+        assert hit or not must
         strike(lane.b, pagers, signal.SIGCONT)
-        return end_at_b(lane, pid, out, migrate, strike_it)
+        return f"{'hit' if hit else 'too late'}: {end_at_b(lane, pid, out, migrate, strike_it)}"
 
     return name, case
 
@@ -708,6 +715,8 @@ def test_fill_is_struck(lanes):
     cases = [filling_case(f"{who} killed", strike_one(who)) for who in ("pager", "standby", "migrate")]
     cases += [filling_case("cache killed", restart_cache), filling_case("starter killed", restart_by_starter)]
     cases.append(filling_case("the link is reset", reset_link))
+    cases += [filling_case(f"{who} killed", strike_one(who), must=False) for who in ("criu-b", "hook-b", "keeper")]
+    cases += [filling_case(f"{who} killed in the midst", strike_one(who), begun=True, must=False) for who in ("pager", "standby")]
     lanes.run(cases * (5 if FULL else 1))
 
 
