@@ -34,6 +34,7 @@ class Lacking(Between):
     def begin(self, pid, *argv):
         # criu notes in a file what the kernel has.  Without all of userfaultfd it calls the kernel too old, so that stays.
         if "scan" in self.features:
+            without_scan()
             self.here.host.path("/run/criu.kdat").unlink(missing_ok=True)
             # On a slow machine it takes longer to make it anew than godwit waits for criu check.
             self.here.host.run([workload("lacking"), *self.features, criu(), "check"])
@@ -41,14 +42,34 @@ class Lacking(Between):
                                    self.there.host.address, "--insecure", "--json", *patience(argv), *argv], cwd=self.here.cwd)
 
 
+def table_entry(page):
+    """What /proc/self/pagemap has of a page of our own."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    with open("/proc/self/pagemap", "rb") as table:
+        table.seek(address // mmap.PAGESIZE * 8)
+        return struct.unpack("<Q", table.read(8))[0]
+
+
 def has_soft_dirty():
     """Whether this kernel notes what was written, in its page tables."""
     page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     page[0] = 1
-    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    with open("/proc/self/pagemap", "rb") as table:
-        table.seek(address // mmap.PAGESIZE * 8)
-        return bool(struct.unpack("<Q", table.read(8))[0] >> 55 & 1)
+    return bool(table_entry(page) >> 55 & 1)
+
+
+def has_zero_page():
+    """Whether all pages that were only read are one, as everywhere but in some virtual machines (pvm_no_zero_page)."""
+    pages = [mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]
+    assert not any(page[0] for page in pages)
+    return table_entry(pages[0]) == table_entry(pages[1])
+
+
+def without_scan():
+    """Without PAGEMAP_SCAN criu leaves out the frame that it has once seen of a page that was only read.  Where that is
+    no page of zeros of all processes, it is anybody's by now, and criu loses it: of a kernel of which nothing is lacking
+    that cannot come, since criu asks for such pages by their name."""
+    if not has_zero_page():
+        pytest.skip("this kernel has no page of zeros, so criu loses pages when it must not use PAGEMAP_SCAN")
 
 
 def warnings(told):
