@@ -3,19 +3,31 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum {
     CALL_PIECES = 1024,    /* in one call: IOV_MAX */
     CALL_BYTES = 16 << 20, /* and these, so that who is to end does so soon */
+    WRITERS_MAX = 4,
+    SHARE_BYTES = 16 << 20, /* less is not worth a writer */
+    PAGE = 4096,
 };
 
 struct file {
     uint8_t *bytes;
     uint64_t length;
+};
+
+struct work {
+    struct file list, pages;
+    pid_t pid;
 };
 
 /* What lies here and there goes to few places: pieces that follow one another there are one. */
@@ -24,6 +36,11 @@ struct batch {
     unsigned long from_count, to_count;
     uint64_t bytes;
 };
+
+static uint64_t piece_count(const struct work *work)
+{
+    return work->list.length / sizeof(struct hook_piece);
+}
 
 static int map_file(int dirfd, const char *name, struct file *ret)
 {
@@ -78,25 +95,107 @@ static int write_piece(struct batch *batch, struct hook_piece piece, uint8_t *pa
     return 0;
 }
 
-static int write_pieces(const struct file *list, const struct file *pages, pid_t pid)
+/* What lies in bytes [from, to) of all pieces, one behind the other. */
+static int write_share(const struct work *work, uint64_t from, uint64_t to)
 {
     static struct batch batch;
-    const struct hook_piece *piece = (const void *)list->bytes;
-    for (uint64_t count = list->length / sizeof(*piece); count > 0; count--, piece++) {
-        if (piece->offset > pages->length || piece->bytes > pages->length - piece->offset)
-            return errno = ENODATA, -1;
-        if (write_piece(&batch, *piece, pages->bytes, pid) < 0)
+    const struct hook_piece *piece = (const void *)work->list.bytes;
+    uint64_t at = 0;
+    for (uint64_t count = piece_count(work); count > 0 && at < to;
+         at += piece->bytes, count--, piece++) {
+        struct hook_piece part = *piece;
+        uint64_t skip = from > at ? from - at : 0, stop = to - at;
+        if (skip >= part.bytes)
+            continue;
+        part.bytes = (stop < part.bytes ? stop : part.bytes) - skip;
+        part.vaddr += skip;
+        part.offset += skip;
+        if (write_piece(&batch, part, work->pages.bytes, work->pid) < 0)
             return -1;
     }
-    return batch.bytes > 0 ? batch_write(&batch, pid) : 0;
+    return batch.bytes > 0 ? batch_write(&batch, work->pid) : 0;
+}
+
+/* All bytes of the pieces, which lie in the pages; 0: not all do. */
+static uint64_t count_bytes(const struct work *work)
+{
+    const struct hook_piece *piece = (const void *)work->list.bytes;
+    uint64_t bytes = 0;
+    for (uint64_t count = piece_count(work); count > 0; count--, piece++) {
+        if (piece->offset > work->pages.length || piece->bytes > work->pages.length - piece->offset)
+            return 0;
+        bytes += piece->bytes;
+    }
+    return bytes;
+}
+
+/* The kernel takes most of the time to find memory for the task, and each processor can do that. */
+static unsigned count_writers(uint64_t bytes)
+{
+    cpu_set_t cpus;
+    uint64_t useful = bytes / SHARE_BYTES + 1;
+    int count = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
+    unsigned most = count < WRITERS_MAX ? (unsigned)count : WRITERS_MAX;
+    return useful < most ? (unsigned)useful : most;
+}
+
+static uint64_t share_begin(uint64_t bytes, unsigned writer, unsigned writers)
+{
+    return writer == writers ? bytes : bytes / writers * writer / PAGE * PAGE;
+}
+
+/* In a child, which has no business without its parent. */
+static _Noreturn void be_writer(const struct work *work, uint64_t from, uint64_t to, pid_t parent)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(ESRCH);
+    _exit(write_share(work, from, to) < 0 ? errno : 0);
+}
+
+/* 0, or what a child says went wrong. */
+static int wait_for_writer(pid_t child)
+{
+    int status;
+    while (waitpid(child, &status, 0) < 0) {
+        if (errno != EINTR)
+            return errno;
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
+}
+
+/* Comes back when nobody writes any more, whatever has gone wrong. */
+static int write_all_shares(const struct work *work)
+{
+    pid_t children[WRITERS_MAX] = {0}, self = getpid();
+    uint64_t bytes = count_bytes(work);
+    unsigned writers = count_writers(bytes);
+    int error = bytes == 0 && piece_count(work) > 0 ? ENODATA : 0;
+    signal(SIGCHLD, SIG_DFL);
+    for (unsigned i = 1; i < writers && !error; i++) {
+        children[i] = fork();
+        if (children[i] < 0)
+            error = errno;
+        else if (children[i] == 0)
+            be_writer(work, share_begin(bytes, i, writers), share_begin(bytes, i + 1, writers),
+                      self);
+    }
+    if (!error && write_share(work, 0, share_begin(bytes, 1, writers)) < 0)
+        error = errno;
+    for (unsigned i = 1; i < writers; i++) {
+        int its = children[i] > 0 ? wait_for_writer(children[i]) : 0;
+        error = error ? error : its;
+    }
+    errno = error;
+    return error ? -1 : 0;
 }
 
 int hook_write_memory(const char *directory, pid_t pid)
 {
-    struct file list, pages;
+    struct work work = {.pid = pid};
     int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int r = dirfd < 0 ? -1 : map_file(dirfd, HOOK_PIECES, &list);
+    int r = dirfd < 0 ? -1 : map_file(dirfd, HOOK_PIECES, &work.list);
     if (r == 0)
-        r = map_file(dirfd, HOOK_PAGES, &pages);
-    return r == 0 ? write_pieces(&list, &pages, pid) : -1;
+        r = map_file(dirfd, HOOK_PAGES, &work.pages);
+    return r == 0 ? write_all_shares(&work) : -1;
 }

@@ -683,6 +683,10 @@ static void memory_that_is_not_there(void **state)
         if (write_pieces(state, &cases[i].piece, 1) != -1 || errno != cases[i].expected)
             fail_msg("case %zu: %s", i, strerror(errno));
     }
+    /* What only the last of those that write comes to. */
+    const struct hook_piece two[] = {{at, 0, length}, {at + length, 0, PAGE_BYTES}};
+    assert_int_equal(write_pieces(state, two, ARRAY_SIZE(two)), -1);
+    assert_int_equal(errno, EFAULT);
     assert_int_equal(hook_write_memory("/dev/shm/none", (pid_t)(intptr_t)*state), -1);
     assert_int_equal(errno, ENOENT);
     child_end();
