@@ -83,11 +83,13 @@ def note(text):
 class Dirty:
     """The workload `dirty` on a host: a process that writes to its memory, and tells how long it stood still."""
 
-    def __init__(self, host, size_mib, dirty_mb_s):
-        self.path = f"{bed.SHARED}/dirty"
+    def __init__(self, host, size_mib, dirty_mb_s, number=0, pid=None):
+        """pid: it has been started already."""
+        self.path = f"{bed.SHARED}/dirty{number}"
         self.home, self.size_mib, self.dirty_mb_s = host, size_mib, dirty_mb_s
-        host.path(self.path).unlink(missing_ok=True)
-        self.pid = host.spawn([bed.workload("dirty"), size_mib, dirty_mb_s, self.path])
+        if not pid:
+            host.path(self.path).unlink(missing_ok=True)
+        self.pid = pid or host.spawn([bed.workload("dirty"), size_mib, dirty_mb_s, self.path])
         bed.wait_for(lambda: self.state == "running", 120, "the workload to fill its memory")
 
     def _words(self, at, count):
