@@ -19,7 +19,7 @@
  *   GODWIT_HOOK_SILENCE  milliseconds without a word from the daemon after which the answer is no
  *   GODWIT_HOOK_KEEPER   process that is told by SIGUSR1, at pre-resume, that the tasks will run
  *   GODWIT_HOOK_KEPT     its child, which is or starts criu, and at whose end it decides
- *   GODWIT_HOOK_MEMORY   directory with memory of the tasks (criu/hook_memory.h) that is
+ *   GODWIT_HOOK_MEMORY   directory with memory of the root task (criu/hook_memory.h) that is
  *                        written before post-restore is asked; where that fails it is a no
  *   GODWIT_HOOK_JOURNAL  of a migration's source: file that begins with "commit" when it has been
  *                        decided that the tasks end, whatever became of who decided

@@ -20,7 +20,6 @@
 
 #include "criu/hook.h"
 #include "criu/hook_memory.h"
-#include "criu/hook_process.h"
 
 enum { COME_BACK_USEC = 20000 };
 
@@ -121,6 +120,23 @@ static int is_committed(void)
            memcmp(text, "commit", sizeof(text)) == 0;
 }
 
+/* The parent of a process that lives; 0: it does not. */
+static pid_t parent_of(pid_t pid)
+{
+    char path[32], text[512] = "", state;
+    int parent;
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    const char *name_end = n > 0 ? strrchr(text, ')') : NULL;
+    if (!name_end || sscanf(name_end, ") %c %d", &state, &parent) != 2)
+        return 0;
+    return state == 'Z' || state == 'X' ? 0 : parent;
+}
+
 static pid_t number_in(const char *variable)
 {
     const char *text = getenv(variable);
@@ -138,10 +154,10 @@ static bool tell_keeper(void)
     pid_t keeper = number_in("GODWIT_HOOK_KEEPER"), kept = number_in("GODWIT_HOOK_KEPT");
     if (keeper <= 0 || kept <= 0)
         return true;
-    pid_t parent = hook_parent_of(kept);
+    pid_t parent = parent_of(kept);
     if (parent == keeper)
         kill(keeper, SIGUSR1);
-    return parent != 0 && hook_parent_of(kept) != 0;
+    return parent != 0 && parent_of(kept) != 0;
 }
 
 enum outcome { SAID_YES, SAID_NO, LOST, LOST_WHILE_HELD };
@@ -178,7 +194,7 @@ static enum outcome wait_for_answer(int fd, const char *action, int silence_msec
     }
 }
 
-/* What the tasks lack that criu has built: 0, or -1 with errno set. */
+/* What the task lacks that criu has built: 0, or -1 with errno set. */
 static int complete_memory(void)
 {
     const char *memory = getenv("GODWIT_HOOK_MEMORY"), *pid = getenv("CRTOOLS_INIT_PID");
@@ -203,7 +219,7 @@ int main(void)
     /* Without its criu a hook holds nothing. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (strcmp(action, "post-restore") == 0 && complete_memory() < 0)
-        return refuse("writing the memory of the tasks");
+        return refuse("writing the memory of the task");
     int fd = ask(directory, name, action);
     if (fd < 0)
         return is_committed() ? 0 : refuse(directory);

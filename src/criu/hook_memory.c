@@ -1,22 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "criu/hook_memory.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include "criu/hook_process.h"
 
 enum {
     CALL_PIECES = 1024,    /* in one call: IOV_MAX */
@@ -31,16 +25,9 @@ struct file {
     uint64_t length;
 };
 
-struct task {
-    pid_t pid;
+struct work {
     struct file list, pages;
-    uint64_t bytes; /* of its pieces */
-};
-
-struct tasks {
-    struct task *list;
-    size_t count;
-    uint64_t bytes; /* of all their pieces */
+    pid_t pid;
 };
 
 /* What lies here and there goes to few places: pieces that follow one another there are one. */
@@ -49,6 +36,11 @@ struct batch {
     unsigned long from_count, to_count;
     uint64_t bytes;
 };
+
+static uint64_t piece_count(const struct work *work)
+{
+    return work->list.length / sizeof(struct hook_piece);
+}
 
 static int map_file(int dirfd, const char *name, struct file *ret)
 {
@@ -64,12 +56,6 @@ static int map_file(int dirfd, const char *name, struct file *ret)
         return errno = saved, -1;
     *ret = (struct file){bytes, (uint64_t)st.st_size};
     return 0;
-}
-
-static void unmap_file(struct file *file)
-{
-    if (file->bytes)
-        munmap(file->bytes, (size_t)file->length);
 }
 
 static int batch_write(struct batch *batch, pid_t pid)
@@ -109,12 +95,13 @@ static int write_piece(struct batch *batch, struct hook_piece piece, uint8_t *pa
     return 0;
 }
 
-/* Of a task's pieces, which begin at byte |at| of all, what lies in [from, to). */
-static int write_task(const struct task *task, uint64_t at, uint64_t from, uint64_t to)
+/* What lies in bytes [from, to) of all pieces, one behind the other. */
+static int write_share(const struct work *work, uint64_t from, uint64_t to)
 {
     static struct batch batch;
-    const struct hook_piece *piece = (const void *)task->list.bytes;
-    for (uint64_t count = task->list.length / sizeof(*piece); count > 0 && at < to;
+    const struct hook_piece *piece = (const void *)work->list.bytes;
+    uint64_t at = 0;
+    for (uint64_t count = piece_count(work); count > 0 && at < to;
          at += piece->bytes, count--, piece++) {
         struct hook_piece part = *piece;
         uint64_t skip = from > at ? from - at : 0, stop = to - at;
@@ -123,25 +110,26 @@ static int write_task(const struct task *task, uint64_t at, uint64_t from, uint6
         part.bytes = (stop < part.bytes ? stop : part.bytes) - skip;
         part.vaddr += skip;
         part.offset += skip;
-        if (write_piece(&batch, part, task->pages.bytes, task->pid) < 0)
+        if (write_piece(&batch, part, work->pages.bytes, work->pid) < 0)
             return -1;
     }
-    return batch.bytes > 0 ? batch_write(&batch, task->pid) : 0;
+    return batch.bytes > 0 ? batch_write(&batch, work->pid) : 0;
 }
 
-/* What lies in bytes [from, to) of all pieces of all tasks, one behind the other. */
-static int write_share(const struct tasks *tasks, uint64_t from, uint64_t to)
+/* All bytes of the pieces, which lie in the pages; 0: not all do. */
+static uint64_t count_bytes(const struct work *work)
 {
-    uint64_t at = 0;
-    for (size_t i = 0; i < tasks->count && at < to; at += tasks->list[i++].bytes) {
-        if (at + tasks->list[i].bytes > from && write_task(&tasks->list[i], at, from, to) < 0)
-            return -1;
+    const struct hook_piece *piece = (const void *)work->list.bytes;
+    uint64_t bytes = 0;
+    for (uint64_t count = piece_count(work); count > 0; count--, piece++) {
+        if (piece->offset > work->pages.length || piece->bytes > work->pages.length - piece->offset)
+            return 0;
+        bytes += piece->bytes;
     }
-    return 0;
+    return bytes;
 }
 
-/* The kernel takes most of the time to find memory for the tasks, and each processor can do that.
- */
+/* The kernel takes most of the time to find memory for the task, and each processor can do that. */
 static unsigned count_writers(uint64_t bytes)
 {
     cpu_set_t cpus;
@@ -157,12 +145,12 @@ static uint64_t share_begin(uint64_t bytes, unsigned writer, unsigned writers)
 }
 
 /* In a child, which has no business without its parent. */
-static _Noreturn void be_writer(const struct tasks *tasks, uint64_t from, uint64_t to, pid_t parent)
+static _Noreturn void be_writer(const struct work *work, uint64_t from, uint64_t to, pid_t parent)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent)
         _exit(ESRCH);
-    _exit(write_share(tasks, from, to) < 0 ? errno : 0);
+    _exit(write_share(work, from, to) < 0 ? errno : 0);
 }
 
 /* 0, or what a child says went wrong. */
@@ -177,21 +165,23 @@ static int wait_for_writer(pid_t child)
 }
 
 /* Comes back when nobody writes any more, whatever has gone wrong. */
-static int write_all_shares(const struct tasks *tasks)
+static int write_all_shares(const struct work *work)
 {
     pid_t children[WRITERS_MAX] = {0}, self = getpid();
-    unsigned writers = count_writers(tasks->bytes);
-    int error = 0;
+    uint64_t bytes = count_bytes(work);
+    unsigned writers = count_writers(bytes);
+    int error = bytes == 0 && piece_count(work) > 0 ? ENODATA : 0;
     signal(SIGCHLD, SIG_DFL);
     for (unsigned i = 1; i < writers && !error; i++) {
-        uint64_t from = share_begin(tasks->bytes, i, writers);
+        uint64_t from = share_begin(bytes, i, writers), to = share_begin(bytes, i + 1, writers);
         children[i] = fork();
-        if (children[i] < 0)
+        if (children[i] == 0)
+            be_writer(work, from, to, self);
+        /* It may not be let have a child: then it does that one's part itself. */
+        if (children[i] < 0 && write_share(work, from, to) < 0)
             error = errno;
-        else if (children[i] == 0)
-            be_writer(tasks, from, share_begin(tasks->bytes, i + 1, writers), self);
     }
-    if (!error && write_share(tasks, 0, share_begin(tasks->bytes, 1, writers)) < 0)
+    if (!error && write_share(work, 0, share_begin(bytes, 1, writers)) < 0)
         error = errno;
     for (unsigned i = 1; i < writers; i++) {
         int its = children[i] > 0 ? wait_for_writer(children[i]) : 0;
@@ -201,80 +191,12 @@ static int write_all_shares(const struct tasks *tasks)
     return error ? -1 : 0;
 }
 
-/* Whether the number is that of a task in the tree: criu gives each the one that it had. */
-static bool is_under(pid_t pid, pid_t root)
+int hook_write_memory(const char *directory, pid_t pid)
 {
-    while (pid > 1 && pid != root)
-        pid = hook_parent_of(pid);
-    return pid == root;
-}
-
-/* All bytes of a task's pieces: 0, or -1 if not all of them lie in its pages. */
-static int count_bytes(struct task *task)
-{
-    const struct hook_piece *piece = (const void *)task->list.bytes;
-    for (uint64_t count = task->list.length / sizeof(*piece); count > 0; count--, piece++) {
-        if (piece->offset > task->pages.length || piece->bytes > task->pages.length - piece->offset)
-            return errno = ENODATA, -1;
-        task->bytes += piece->bytes;
-    }
-    return 0;
-}
-
-static int add_task(struct tasks *tasks, int dirfd, int number, pid_t root)
-{
-    char name[HOOK_NAME_BYTES];
-    struct task *grown = realloc(tasks->list, (tasks->count + 1) * sizeof(*grown));
-    if (!grown)
-        return -1;
-    tasks->list = grown;
-    struct task *task = &grown[tasks->count++];
-    *task = (struct task){.pid = number == HOOK_ROOT ? root : number};
-    if (!is_under(task->pid, root))
-        return errno = ESRCH, -1;
-    snprintf(name, sizeof(name), HOOK_PIECES, number);
-    int r = map_file(dirfd, name, &task->list);
-    snprintf(name, sizeof(name), HOOK_PAGES, number);
+    struct work work = {.pid = pid};
+    int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int r = dirfd < 0 ? -1 : map_file(dirfd, HOOK_PIECES, &work.list);
     if (r == 0)
-        r = map_file(dirfd, name, &task->pages);
-    if (r == 0)
-        r = count_bytes(task);
-    tasks->bytes += task->bytes;
-    return r;
-}
-
-static int find_tasks(struct tasks *tasks, const char *directory, pid_t root)
-{
-    DIR *dir = opendir(directory);
-    struct dirent *entry;
-    int number, r = dir ? 0 : -1;
-    while (r == 0 && (errno = 0, entry = readdir(dir))) {
-        if (sscanf(entry->d_name, HOOK_PIECES, &number) == 1)
-            r = add_task(tasks, dirfd(dir), number, root);
-    }
-    int error = errno;
-    if (dir)
-        closedir(dir);
-    errno = error;
-    return error ? -1 : 0;
-}
-
-static void forget_tasks(struct tasks *tasks)
-{
-    for (size_t i = 0; i < tasks->count; i++) {
-        unmap_file(&tasks->list[i].list);
-        unmap_file(&tasks->list[i].pages);
-    }
-    free(tasks->list);
-}
-
-int hook_write_memory(const char *directory, pid_t root)
-{
-    struct tasks tasks = {0};
-    int r = find_tasks(&tasks, directory, root);
-    if (r == 0)
-        r = write_all_shares(&tasks);
-    int saved = errno;
-    forget_tasks(&tasks);
-    return errno = saved, r;
+        r = map_file(dirfd, HOOK_PAGES, &work.pages);
+    return r == 0 ? write_all_shares(&work) : -1;
 }

@@ -11,7 +11,6 @@
 #include "criu/page_server.h"
 #include "migrate/plain_images.h"
 #include "store/chain.h"
-#include "task/memory.h"
 
 static int copy_pages(int from, uint64_t offset, uint64_t length, int to)
 {
@@ -30,7 +29,6 @@ static int copy_pages(int from, uint64_t offset, uint64_t length, int to)
 struct writer {
     int memory, to;
     struct lazy_split *split;
-    struct page_runs taken; /* where the tasks so far have pages, ascending */
 };
 
 /* A task or object. */
@@ -39,7 +37,6 @@ struct part {
     struct lazy_areas areas;
     struct pagemap_writer *pagemap;
     int pages;
-    const struct page_runs *taken; /* by other tasks */
 };
 
 static int write_at_once(const struct part *part, const struct region *region,
@@ -53,25 +50,12 @@ static int write_at_once(const struct part *part, const struct region *region,
     return copy_pages(part->index.file, region->offset, region->pages * PAGE_BYTES, part->pages);
 }
 
-/* Whether another task has a page there, as in all up to *next, which becomes less. */
-static bool is_taken(const struct page_runs *taken, uint64_t vaddr, uint64_t *next)
-{
-    size_t i = page_runs_seek(taken, vaddr);
-    if (i == taken->count)
-        return false;
-    const struct page_run *run = &taken->list[i];
-    bool inside = run->start <= vaddr;
-    *next = MIN(*next, inside ? run->start + run->pages * PAGE_BYTES : run->start);
-    return inside;
-}
-
 /* Whether it may come later, as all up to *ret_next.  criu does not bear a task that has no page at
  * all: the first never may. */
 static bool is_later(const struct part *part, const struct region *region, uint64_t vaddr,
                      uint64_t *ret_next)
 {
     bool later = lazy_areas_have(&part->areas, vaddr, ret_next) && region->lazy;
-    later = !is_taken(part->taken, vaddr, ret_next) && later;
     if (!later || vaddr != part->index.list->vaddr)
         return later;
     *ret_next = vaddr + PAGE_BYTES;
@@ -115,18 +99,6 @@ static int write_part(struct part *part, const char *name, const struct writer *
     return r < 0 ? r : finished;
 }
 
-/* Notes where a task has pages, for those that come after it. */
-static int take_places(const struct part *part, struct page_runs *taken)
-{
-    int r = 0;
-    for (size_t i = 0; r == 0 && i < part->index.count; i++) {
-        const struct region *region = &part->index.list[i];
-        r = page_runs_add(taken, region->vaddr, region->pages, true);
-    }
-    page_runs_sort(taken);
-    return r;
-}
-
 static int write_image(int from, const char *name, void *user)
 {
     struct writer *writer = user;
@@ -136,7 +108,7 @@ static int write_image(int from, const char *name, void *user)
         return 0;
     if (!shared && sscanf(name, "pagemap-%llu.img", &id) != 1)
         return writer->split->bring(from, name, &writer->to);
-    struct part part = {.taken = &writer->taken};
+    struct part part = {0};
     int r = region_index_open(&part.index, from, writer->memory, shared, id);
     if (r < 0)
         return r;
@@ -145,8 +117,6 @@ static int write_image(int from, const char *name, void *user)
         r = 0; /* a task that ended before the freeze, of which nothing is left */
     if (r == 0)
         r = write_part(&part, name, writer);
-    if (r == 0 && !shared && writer->split->outside)
-        r = take_places(&part, &writer->taken);
     lazy_areas_free(&part.areas);
     region_index_close(&part.index);
     return r;
@@ -154,10 +124,8 @@ static int write_image(int from, const char *name, void *user)
 
 int lazy_images_split(int images, int memory, int to, struct lazy_split *split)
 {
-    struct writer writer = {.memory = memory, .to = to, .split = split};
-    int r = directory_for_each(images, write_image, &writer);
-    page_runs_free(&writer.taken);
-    return r;
+    struct writer writer = {memory, to, split};
+    return directory_for_each(images, write_image, &writer);
 }
 
 static int list_lazy(struct lazy_split *split, const struct region_index *index,

@@ -13,9 +13,7 @@ int lazy_images_write(int images, int memory, bool moved, int to);
 
 /* How it is to be divided. */
 struct lazy_split {
-    /* The rest is written from outside (criu/lazy_areas.h).  What several tasks have at the same
-     * address is wanted at once then: of what is alike in it criu has them share one copy. */
-    bool outside;
+    bool outside;     /* the rest is written from outside (criu/lazy_areas.h) */
     uint64_t at_once; /* pages that there is room for in it */
     /* Takes what is not wanted at once, in the order of addresses.  0, or a negative errno. */
     int (*take)(struct lazy_split *split, const struct region_index *index,

@@ -403,8 +403,9 @@ static int look_at_process(const struct preflight_request *request, struct findi
     if (tree_look(request->pid, &tree, err) < 0)
         return -1;
     findings_add(findings, OK, "process", "",
-                 "process %d, %s: %zu processes, %zu threads, %s of memory", request->pid, command,
-                 tree.process_count, tree.pid_count, format_bytes(tree.memory_bytes, size));
+                 "process %d, %s: %zu process%s, %zu thread%s, %s of memory", request->pid, command,
+                 tree.process_count, tree.process_count == 1 ? "" : "es", tree.pid_count,
+                 tree.pid_count == 1 ? "" : "s", format_bytes(tree.memory_bytes, size));
     tell_shared_memory(&tree, findings);
     if (tree.direct)
         findings_add(

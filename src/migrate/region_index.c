@@ -93,7 +93,7 @@ int region_index_open(struct region_index *index, int imagefd, int memoryfd, boo
     struct stat st;
     struct error err;
     struct pagemap_reader reader;
-    *index = (struct region_index){.file = -EBADF, .id = id};
+    *index = (struct region_index){.file = -EBADF};
     snprintf(name, sizeof(name), shared ? "pagemap-shmem-%llu.img" : "pagemap-%llu.img",
              (unsigned long long)id);
     _cleanup_close_ int fd = openat(imagefd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);

@@ -16,7 +16,6 @@ struct region {
 
 struct region_index {
     int file;
-    uint64_t id;         /* whose it is: pid of a task, or number of an object */
     uint32_t pages_id;   /* N */
     struct region *list; /* ascending by address */
     size_t count;

@@ -2,7 +2,6 @@
 #include "migrate/restore_images.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <sys/stat.h>
 
@@ -16,13 +15,10 @@ enum {
     PIECES = 4096,        /* written in one go */
 };
 
-/* On their way to the files of one task after the other. */
 struct pieces {
     struct lazy_split split;
-    int to; /* directory */
-    bool one;
-    int fd; /* of the present task's; -EBADF: none yet */
-    uint64_t task;
+    int fd;
+    uint32_t space;
     size_t count; /* not written yet */
     struct hook_piece list[PIECES];
 };
@@ -34,31 +30,12 @@ static int pieces_flush(struct pieces *pieces)
     return r;
 }
 
-/* The files of the next task. */
-static int begin_task(struct pieces *pieces, const struct region_index *index)
-{
-    char name[HOOK_NAME_BYTES], space[32];
-    int r = pieces->fd >= 0 ? pieces_flush(pieces) : 0;
-    int pid = pieces->one ? HOOK_ROOT : (int)index->id;
-    close_fd(pieces->fd);
-    snprintf(name, sizeof(name), HOOK_PIECES, pid);
-    pieces->task = index->id;
-    pieces->fd = openat(pieces->to, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (r < 0 || pieces->fd < 0)
-        return r < 0 ? r : -errno;
-    snprintf(name, sizeof(name), HOOK_PAGES, pid);
-    snprintf(space, sizeof(space), "../memory/space-%u", index->pages_id);
-    return symlinkat(space, pieces->to, name) < 0 ? -errno : 0;
-}
-
 static int take_piece(struct lazy_split *split, const struct region_index *index,
                       const struct region *region, struct pagemap_writer *pagemap)
 {
     (void)pagemap;
     struct pieces *pieces = (struct pieces *)split;
-    int r = pieces->fd < 0 || pieces->task != index->id ? begin_task(pieces, index) : 0;
-    if (r < 0)
-        return r;
+    pieces->space = index->pages_id;
     pieces->list[pieces->count++] =
         (struct hook_piece){region->vaddr, region->offset, region->pages * PAGE_BYTES};
     return pieces->count == PIECES ? pieces_flush(pieces) : 0;
@@ -70,52 +47,45 @@ static int link_image(int images, const char *name, void *to_fd)
 }
 
 /* -E2BIG: it is not for us. */
-static int fill_directory(int images, int memory, int to, bool one)
+static int fill_directory(int images, int memory, int to)
 {
-    struct pieces pieces = {
-        .split = {true, AT_ONCE_PAGES, take_piece, link_image}, .to = to, .one = one, .fd = -EBADF};
+    char space[32];
+    struct pieces pieces = {.split = {true, AT_ONCE_PAGES, take_piece, link_image}};
+    pieces.fd = openat(to, HOOK_PIECES, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (pieces.fd < 0)
+        return -errno;
     int r = lazy_images_split(images, memory, to, &pieces.split);
     if (r == 0)
-        r = pieces.fd >= 0 ? pieces_flush(&pieces) : -E2BIG;
+        r = pieces.space ? pieces_flush(&pieces) : -E2BIG;
     close_fd(pieces.fd);
-    return r;
+    snprintf(space, sizeof(space), "../memory/space-%u", pieces.space);
+    return r == 0 && symlinkat(space, to, HOOK_PAGES) < 0 ? -errno : r;
 }
 
-static int make(int images, int memory, const char *path, bool one)
+static int make(int images, int memory, const char *path)
 {
     if (mkdirat(images, path, 0700) < 0)
         return -errno;
     _cleanup_close_ int to = openat(images, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    return to < 0 ? -errno : fill_directory(images, memory, to, one);
+    return to < 0 ? -errno : fill_directory(images, memory, to);
 }
 
-struct tasks {
-    unsigned count;
-    bool has_init;
-};
-
-static int note_task(int images, const char *name, void *user)
+static int count_task(int images, const char *name, void *count)
 {
-    struct tasks *tasks = user;
     unsigned long long id;
     (void)images;
-    if (sscanf(name, "pagemap-%llu.img", &id) != 1)
-        return 0;
-    tasks->count++;
-    tasks->has_init |= id == 1;
-    return id > INT_MAX ? -EPROTO : 0;
+    *(unsigned *)count += sscanf(name, "pagemap-%llu.img", &id) == 1;
+    return 0;
 }
 
-/* The hook finds several tasks by their numbers; those of a pid namespace of their own, which has
- * a first process, are not what they are outside. */
 int restore_images_make(int images, int memory, const char *path)
 {
-    struct tasks tasks = {0};
+    unsigned tasks = 0;
     restore_images_remove(images, path);
-    int r = directory_for_each(images, note_task, &tasks);
-    if (r < 0 || tasks.count == 0 || (tasks.count > 1 && tasks.has_init))
+    int r = directory_for_each(images, count_task, &tasks);
+    if (r < 0 || tasks != 1)
         return r;
-    r = make(images, memory, path, tasks.count == 1);
+    r = make(images, memory, path);
     if (r == 0)
         return 1;
     restore_images_remove(images, path);

@@ -2,16 +2,15 @@
 #pragma once
 /*
  * What criu restores a process from whose pages lie here and there in a file that its snapshot
- * shares with others: a directory of images, most of them links, in which the tasks lack the memory
- * that need not be there when they are built.  godwit-hook writes that, from where it lies, when
- * criu asks whether they may run (criu/hook_memory.h): that is less work than reading is for criu.
+ * shares with others: a directory of images, most of them links, in which the task lacks the memory
+ * that need not be there when it is built.  godwit-hook writes that, from where it lies, when criu
+ * asks whether the task may run (criu/hook_memory.h): that is less work than reading is for criu.
  */
 
 /*
  * Makes the directory |path|, relative to images/ of a snapshot and beside it, in place of what a
  * restore has left that was killed.  1; 0: there is none, for it is not that kind of process: with
- * little memory that criu has to write itself, and no pid namespace for several tasks; or a
- * negative errno.
+ * one task, and little memory that criu has to write itself; or a negative errno.
  */
 int restore_images_make(int images, int memory, const char *path);
 

@@ -130,7 +130,7 @@ class Dirty:
 
     def __init__(self, host, mib, mbs=0, name="dirty", within=(), pid=None, idle=0):
         """Starts it; with a pid, that process becomes it."""
-        self.path, self.home, self.mib = f"{SHARED}/{name}", host, mib
+        self.path, self.home = f"{SHARED}/{name}", host
         self.argv = [workload("dirty"), str(mib), str(mbs), self.path, str(idle)]
         self.pid = pid or host.spawn([*within, *self.argv])
         wait_for(lambda: self.home.path(self.path).exists() and self.face()[0] == "running", 30, "dirty to begin")

@@ -498,52 +498,6 @@ def test_huge_pages_of_a_chain(huge_pages, pair):
     check_memory(pair.b.host, pid, path, 1)
 
 
-def programs(host, *sizes):
-    """A shell, and the workloads `dirty` that it has started: a tree of processes that have no memory in common."""
-    names = [f"program{i}" for i in range(len(sizes))]
-    start = [f"{workload('dirty')} {mib} 40 {SHARED}/{name} 0 &" for mib, name in zip(sizes, names)]
-    shell = host.spawn(["sh", "-c", " ".join([*start, "wait"])])
-    pids = host.wait_for(lambda: (found := host.read(f"/proc/{shell}/task/{shell}/children").split()) and len(found) == len(sizes)
-                         and [int(pid) for pid in found], what="the programs")
-    return shell, [Dirty(host, mib, name=name, pid=pid) for mib, name, pid in zip(sizes, names, pids)]
-
-
-def test_programs_of_a_chain(pair):
-    """Each gets its memory from the hook: what criu reads is little."""
-    a, b = pair.a, pair.b
-    shell, dirties = programs(a.host, 40, 64, 24)
-    a.pre_dump(shell)
-    a.dump(shell, "--snapshot", "one", "--leave-running")
-    for dirty in dirties:
-        dirty.write_pages(2000)
-    a.dump(shell, "--snapshot", "two")
-    b.restore("--snapshot", "two", "--keep")
-    for dirty in dirties:
-        assert read_by(b.host, dirty.pid) < 2 * MIB
-        dirty.check(b.host)
-        assert b.host.rss(dirty.pid) < dirty.mib * MIB + 8 * MIB
-    for name in "one", "two":
-        b.forget(name)
-
-
-def test_programs_of_a_namespace(pair):
-    """Their numbers are not what they are outside: criu reads their memory itself, and strangers keep theirs."""
-    a, b = pair.a, pair.b
-    stranger = [Dirty(b.host, 8, name=f"stranger{i}") for i in range(3)]
-    shell = a.host.spawn(["unshare", "-pf", "setsid", "sh", "-c",
-                          f"{workload('dirty')} 48 40 {SHARED}/inner 0 & wait"])
-    init = a.host.wait_for(lambda: a.host.read(f"/proc/{shell}/task/{shell}/children").split(), what="a first process")[0]
-    child = a.host.wait_for(lambda: a.host.read(f"/proc/{init}/task/{init}/children").split(), what="its child")[0]
-    dirty = Dirty(a.host, 48, name="inner", pid=int(child))
-    a.pre_dump(int(init))
-    a.dump(int(init), "--snapshot", "end")
-    b.restore()
-    dirty.pid = next(pid for pid in b.host.pids() if f"{SHARED}/inner" in b.host.read(f"/proc/{pid}/cmdline", "").split("\0"))
-    dirty.check(b.host)
-    for other in stranger:
-        other.check(b.host)
-
-
 def test_tree_of_a_chain(pair):
     """Several tasks, each with pipes of its own."""
     churn = Churn(pair.a.host, *KINDS["prefork"][0], slots=KINDS["prefork"][1])
@@ -614,12 +568,20 @@ def test_killed_while_the_hook_writes(pair, who):
     """Whoever dies while the task has half of its memory: nothing runs, and the next restore has all of it.  The hook is
     several processes, of which the first has started the others."""
     a, b = pair.a, pair.b
-    dirty = Dirty(a.host, 256, 40)
+    writers = min(4, len(os.sched_getaffinity(0)))
+    if who == "writer" and writers == 1:
+        pytest.skip("on one processor the hook does it alone")
+    dirty = Dirty(a.host, 512, 40)
     a.pre_dump(dirty.pid)
     a.dump(dirty.pid, "--snapshot", "end")
     for _ in range(3):
         restore = b.begin_restore("-d", "--", "-v4")
-        hooks = b.host.wait_for(lambda: b.host.rss(dirty.pid) > 8 * MIB and running(b.host, hook()), what="the hook to write")
+
+        def all_write():
+            found = running(b.host, hook()) if b.host.rss(dirty.pid) > 8 * MIB else []
+            return found if len(found) == writers else None
+
+        hooks = b.host.wait_for(all_write, what="the hook to write")
         for pid in hooks:
             b.host.kill(pid, signal.SIGSTOP)
         criu = kill_who_restores(pair, restore, VICTIMS.get(who, []))

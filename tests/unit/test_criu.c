@@ -596,7 +596,7 @@ static int open_task(void **state)
     assert_true(dir >= 0 && pages != MAP_FAILED);
     for (size_t i = 0; i < TASK_PAGES; i++)
         pages[i * PAGE_BYTES / sizeof(*pages)] = page_word(i);
-    write_file(dir, "pages-0", pages, length);
+    write_file(dir, HOOK_PAGES, pages, length);
     munmap(pages, length);
     close(dir);
     return 0;
@@ -608,8 +608,8 @@ static int close_task(void **state)
     child_end();
     munmap(task_memory, (TASK_PAGES + TASK_END) * PAGE_BYTES);
     int dir = open(memory_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    unlinkat(dir, "pieces-0", 0);
-    unlinkat(dir, "pages-0", 0);
+    unlinkat(dir, HOOK_PIECES, 0);
+    unlinkat(dir, HOOK_PAGES, 0);
     close(dir);
     return rmdir(memory_path);
 }
@@ -617,7 +617,7 @@ static int close_task(void **state)
 static int write_pieces(void **state, const struct hook_piece *pieces, size_t count)
 {
     int dir = open(memory_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    write_file(dir, "pieces-0", pieces, count * sizeof(*pieces));
+    write_file(dir, HOOK_PIECES, pieces, count * sizeof(*pieces));
     close(dir);
     return hook_write_memory(memory_path, (pid_t)(intptr_t)*state);
 }
@@ -693,32 +693,6 @@ static void memory_that_is_not_there(void **state)
     assert_int_equal(write_pieces(state, &(struct hook_piece){at, 0, PAGE_BYTES}, 1), -1);
     assert_int_equal(errno, ESRCH);
     *state = (void *)(intptr_t)child_start(NULL, NULL);
-}
-
-/* Which is found by its number, if it is one of the tree. */
-static void memory_of_another_task(void **state)
-{
-    pid_t task = (pid_t)(intptr_t)*state;
-    struct hook_piece piece = {(uintptr_t)task_memory, 7 * PAGE_BYTES, PAGE_BYTES};
-    char pieces[HOOK_NAME_BYTES], pages[HOOK_NAME_BYTES];
-    snprintf(pieces, sizeof(pieces), HOOK_PIECES, task);
-    snprintf(pages, sizeof(pages), HOOK_PAGES, task);
-    int dir = open(memory_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    unlinkat(dir, "pieces-0", 0);
-    write_file(dir, pieces, &piece, sizeof(piece));
-    assert_int_equal(symlinkat("pages-0", dir, pages), 0);
-    assert_int_equal(hook_write_memory(memory_path, getpid()), 0);
-    assert_int_equal(word_of_task(state, 0), page_word(7));
-    assert_int_equal(hook_write_memory(memory_path, task), 0);
-
-    pid_t stranger = child_fork();
-    assert_int_equal(hook_write_memory(memory_path, stranger), -1);
-    assert_int_equal(errno, ESRCH);
-    kill(stranger, SIGKILL);
-    waitpid(stranger, NULL, 0);
-    unlinkat(dir, pieces, 0);
-    unlinkat(dir, pages, 0);
-    close(dir);
 }
 
 /* ---- areas ---- */
@@ -829,7 +803,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(memory_here_and_there, open_task, close_task),
         cmocka_unit_test_setup_teardown(memory_in_one_piece, open_task, close_task),
         cmocka_unit_test_setup_teardown(memory_that_is_not_there, open_task, close_task),
-        cmocka_unit_test_setup_teardown(memory_of_another_task, open_task, close_task),
         cmocka_unit_test(areas_that_may_be_written_to),
         cmocka_unit_test(pagemap_round_trip),
         cmocka_unit_test(pagemap_of_a_huge_run),
