@@ -378,12 +378,17 @@ size_t slice_map_shared(struct slice *s, struct dice *d)
     return write_some(s, d, r);
 }
 
+/*
+ * Which part of the file goes by the place.  If a child had another part of it exactly where its
+ * parent has one, criu would give the child its parent's when it restores them, whatever godwit
+ * does (CRIU criu/mem.c, check_cow_vmas(): it compares all but the offset).
+ */
 static size_t map_private(struct slice *s, struct dice *d, enum kind kind, const struct backing *b)
 {
     struct range r = pick(s, d);
 
     r.count = r.count < b->pages ? r.count : b->pages;
-    map_over(s, r, kind, MAP_PRIVATE, b->fd, roll(d, b->pages - r.count + 1));
+    map_over(s, r, kind, MAP_PRIVATE, b->fd, r.first % (b->pages - r.count + 1));
     return roll(d, 2) ? write_some(s, d, r) : 0;
 }
 
