@@ -379,16 +379,19 @@ size_t slice_map_shared(struct slice *s, struct dice *d)
 }
 
 /*
- * Which part of the file goes by the place.  If a child had another part of it exactly where its
- * parent has one, criu would give the child its parent's when it restores them, whatever godwit
- * does (CRIU criu/mem.c, check_cow_vmas(): it compares all but the offset).
+ * Which page of the file goes by the place, so wherever it is moved.  If a child had another part
+ * of it exactly where its parent has one, and be it a page that was left of it, criu would give the
+ * child its parent's when it restores them, whatever godwit does (CRIU criu/mem.c,
+ * check_cow_vmas(): it compares all but the offset).
  */
 static size_t map_private(struct slice *s, struct dice *d, enum kind kind, const struct backing *b)
 {
     struct range r = pick(s, d);
 
-    r.count = r.count < b->pages ? r.count : b->pages;
-    map_over(s, r, kind, MAP_PRIVATE, b->fd, r.first % (b->pages - r.count + 1));
+    size_t offset = r.first % b->pages, room = b->pages - offset;
+
+    r.count = r.count < room ? r.count : room;
+    map_over(s, r, kind, MAP_PRIVATE, b->fd, offset);
     return roll(d, 2) ? write_some(s, d, r) : 0;
 }
 
@@ -470,6 +473,15 @@ static int move(struct slice *s, struct range from, struct range to, int flags)
     return -1;
 }
 
+/* To where the same pages of the file belong, see map_private(). */
+static bool pick_place_of_file(const struct slice *s, struct range from, struct range *to)
+{
+    size_t distance = backing_of(s, &s->page[from.first])->pages;
+
+    to->first = from.first < distance ? from.first + distance : from.first - distance;
+    return to->first + to->count <= s->pages;
+}
+
 size_t slice_move(struct slice *s, struct dice *d)
 {
     struct range from, to = {0};
@@ -481,7 +493,10 @@ size_t slice_move(struct slice *s, struct dice *d)
         to.count += pick_count(s, d, s->pages);
     else if (how == 1)
         to.count = 1 + roll(d, from.count);
-    if (!pick_apart(s, d, from, &to) || move(s, from, to, 0) < 0)
+    bool of_file =
+        s->page[from.first].kind == FILE_PRIVATE || s->page[from.first].kind == MEMFD_PRIVATE;
+    if (!(of_file ? pick_place_of_file(s, from, &to) : pick_apart(s, d, from, &to)) ||
+        move(s, from, to, 0) < 0)
         return 0;
     move_records(s, from, to);
     set_holes(s, from);
