@@ -21,6 +21,9 @@ struct hook_piece {
     uint64_t bytes;
 };
 
-/* Writes all of it to a task, which must not run meanwhile.  0, or -1 with errno set: some of it
- * may have been written then. */
+/*
+ * Writes all of it to a task, which must not run meanwhile, by as many processes as there are
+ * processors; when it comes back, none of these is left.  SIGCHLD is set to its default.  0, or -1
+ * with errno set: some of it may have been written then.
+ */
 int hook_write_memory(const char *directory, pid_t pid);

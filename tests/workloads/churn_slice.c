@@ -387,7 +387,6 @@ size_t slice_map_shared(struct slice *s, struct dice *d)
 static size_t map_private(struct slice *s, struct dice *d, enum kind kind, const struct backing *b)
 {
     struct range r = pick(s, d);
-
     size_t offset = r.first % b->pages, room = b->pages - offset;
 
     r.count = r.count < room ? r.count : room;
