@@ -6,8 +6,8 @@
 #include <sys/mman.h>
 
 #include "base/io.h"
+#include "criu/message_image.h"
 #include "criu/mm_image.h"
-#include "criu/single_image.h"
 
 #define CORE_MAGIC 0x55053847u /* CRIU criu/include/magic.h */
 
@@ -127,7 +127,7 @@ static int read_core(int dirfd, const char *name, void *list)
     if (strncmp(name, "core-", 5) != 0)
         return 0;
     int r =
-        single_image_read(dirfd, name, CORE_MAGIC, &godwit__pb__criu_core__descriptor, &message);
+        message_image_read(dirfd, name, CORE_MAGIC, &godwit__pb__criu_core__descriptor, &message);
     if (r < 0)
         return r;
     const Godwit__Pb__CriuThreadCore *thread = ((Godwit__Pb__CriuCore *)message)->thread_core;

@@ -8,6 +8,7 @@
 
 #include "base/hidden.h"
 #include "base/io.h"
+#include "criu/cow_areas.h"
 #include "criu/process.h"
 #include "migrate/image_check.h"
 #include "migrate/receiver_parts.h"
@@ -607,16 +608,26 @@ static bool is_pagemap_name(const char *name)
     return strncmp(name, "pagemap-", 8) == 0;
 }
 
-static int receiver_check_images(struct receiver *receiver, struct error *err)
+static int receiver_look_at_images(const struct receiver *receiver, struct error *err)
 {
     const struct stream *stream = &receiver->streams[0];
+    int imagefd = receiver->snapshot->imagefd;
     for (uint32_t i = 0; i < stream->count; i++) {
         const struct item *item = stream->items[i];
         if (!item->space && is_pagemap_name(item->name) &&
-            image_check_pagemap(receiver->snapshot->imagefd, item->name, err) < 0)
-            return error_prefix(err, "snapshot %s", receiver->id);
+            image_check_pagemap(imagefd, item->name, err) < 0)
+            return -1;
     }
-    return 0;
+    return cow_areas_check(imagefd, err);
+}
+
+/* That criu failed is said of the source's own, which is heard of there. */
+static int receiver_check_images(const struct receiver *receiver, struct error *err)
+{
+    if (receiver_look_at_images(receiver, err) == 0)
+        return 0;
+    err->code = FAILURE_REFUSED;
+    return error_prefix(err, "snapshot %s", receiver->id);
 }
 
 /* Every stream has come to its end. */

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from bed import SLOW, fetched, workload
-from godwit import BUSY, CRIU, MIB, NOT_FOUND, PEER, USAGE, Counter
+from godwit import BUSY, MIB, NOT_FOUND, PEER, REFUSED, USAGE, Counter
 from live import Dirty
 
 pytestmark = pytest.mark.timeout(120 * SLOW)
@@ -168,8 +168,8 @@ def cut_pages(host):
 BAD = {
     "no-inventory": (lambda host: host.path("/tmp/images/inventory.img").unlink(), USAGE, "no inventory.img"),
     "a-parent": (lambda host: host.path("/tmp/images/parent").symlink_to("../other"), USAGE, "has a parent"),
-    "pages-cut-short": (cut_pages, CRIU, "its pagemap"),
-    "no-pages": (lambda host: host.path("/tmp/images/pages-1.img").unlink(), CRIU, "pages-1.img"),
+    "pages-cut-short": (cut_pages, REFUSED, "its pagemap"),
+    "no-pages": (lambda host: host.path("/tmp/images/pages-1.img").unlink(), REFUSED, "pages-1.img"),
 }
 
 

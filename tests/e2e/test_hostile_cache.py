@@ -256,6 +256,17 @@ def one_line(command, err):
 
 
 @pytest.mark.xdist_group("hostile-migrate")
+def test_refused_for_its_criu(source):
+    """That criu has failed counts at the source only of its own, which is waited for: what the other host says of its is a reason."""
+    migrate = source.godwit.begin_migrate(source.process().pid, f"127.0.0.1:{source.cache.port}", "--timeout", TIMEOUT)
+    source.lie(ended, lambda session: frame("SNAPSHOT_REFUSE", message(f1=CRIU, f2="a criu of 1998"), session), False)
+    source.cache.serve(lambda: migrate.ended)
+    assert "a criu of 1998" in migrate.end(code=ABORTED).err
+    source.check(lives=True)
+    source.godwit.wait_gone("criu")
+
+
+@pytest.mark.xdist_group("hostile-migrate")
 @pytest.mark.parametrize("name", hostile.named(MIGRATIONS))
 def test_migrate(source, name):
     state, make, is_break = MIGRATIONS[name]

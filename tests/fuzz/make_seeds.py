@@ -384,13 +384,29 @@ def pagemap_seeds():
     save("pagemap", "magic", b"\0" * 8)
 
 
+def mm(*vmas):
+    def vma(start, end, flags=0x22, status=1, pgoff=0):
+        return text(14, number(1, start) + number(2, end) + number(3, pgoff) + number(4, 0) + number(5, 3)
+                    + number(6, flags) + number(7, status) + number(8, 0))
+    message = b"".join(number(n, 4096) for n in range(1, 13)) + b"".join(vma(*v) for v in vmas)
+    return struct.pack("<III", 0x54564319, 0x57492820, len(message)) + message
+
+
+def cow_areas_seeds():
+    def pstree(*tasks):
+        entries = (number(1, pid) + number(2, ppid) + number(3, 1) + number(4, 1) + number(5, pid) for pid, ppid in tasks)
+        return struct.pack("<II", 0x54564319, 0x50273030) + b"".join(struct.pack("<I", len(e)) + e for e in entries)
+
+    def save_all(name, tree, parent, child):
+        save("cow_areas", name, struct.pack("<HH", len(tree), len(parent)) + tree + parent + child)
+    parts = mm((0x1000, 0x3000, 0x2, 0x41), (0x5000, 0x6000, 0x2, 0x41, 0x1000))
+    save_all("same", pstree((1, 0), (3, 1), (2, 1)), parts, parts)
+    save_all("other-part", pstree((2, 1), (1, 0)), parts, mm((0x2000, 0x4000), (0x5000, 0x6000, 0x2, 0x41, 0x2000)))
+    save_all("twice", pstree((1, 0), (2, 1), (2, 3)), parts, mm())
+    save_all("no-tree", b"", mm(), parts)
+
+
 def mm_seeds():
-    def mm(*vmas):
-        def vma(start, end, flags=0x22, status=1):
-            return text(14, number(1, start) + number(2, end) + number(3, 0) + number(4, 0) + number(5, 3)
-                        + number(6, flags) + number(7, status) + number(8, 0))
-        message = b"".join(number(n, 4096) for n in range(1, 13)) + b"".join(vma(*v) for v in vmas)
-        return struct.pack("<III", 0x54564319, 0x57492820, len(message)) + message
     save("mm", "empty", mm())
     save("mm", "areas", mm((0x1000, 0x3000), (0x3000, 0x5000), (0x9000, 0xA000)))
     save("mm", "kinds", mm((0x1000, 0x2000, 0x2), (0x2000, 0x3000, 0x2022), (0x3000, 0x4000, 0x22, 9),
@@ -662,6 +678,7 @@ page_server_seeds()
 stream_seeds()
 pagemap_seeds()
 mm_seeds()
+cow_areas_seeds()
 lazy_seeds()
 space_map_seeds()
 fill_map_seeds()

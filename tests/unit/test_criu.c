@@ -12,6 +12,7 @@
 #include "base/io.h"
 #include "child.h"
 #include "criu.pb-c.h"
+#include "criu/cow_areas.h"
 #include "criu/hook_memory.h"
 #include "criu/lazy_areas.h"
 #include "criu/page_server.h"
@@ -755,6 +756,17 @@ static void areas_are_cut(void **state)
     lazy_areas_free(&areas);
 }
 
+static void write_image(const char *directory, const char *name, const uint8_t *image,
+                        size_t length)
+{
+    char path[256];
+    snprintf(path, sizeof(path), "%s/%s", directory, name);
+    FILE *file = fopen(path, "we");
+    assert_non_null(file);
+    assert_int_equal(fwrite(image, 1, length, file), length);
+    assert_int_equal(fclose(file), 0);
+}
+
 static void write_core(const char *directory, unsigned number, uint64_t rseq)
 {
     Godwit__Pb__CriuRseq entry = GODWIT__PB__CRIU_RSEQ__INIT;
@@ -765,15 +777,12 @@ static void write_core(const char *directory, unsigned number, uint64_t rseq)
     Godwit__Pb__CriuCore core = GODWIT__PB__CRIU_CORE__INIT;
     core.thread_core = &thread;
     uint8_t image[128];
-    char path[256];
+    char name[32];
     put_le32(image, 0x54564319);
     put_le32(image + 4, 0x55053847);
     put_le32(image + 8, (uint32_t)godwit__pb__criu_core__pack(&core, image + 12));
-    snprintf(path, sizeof(path), "%s/core-%u.img", directory, number);
-    FILE *file = fopen(path, "we");
-    assert_non_null(file);
-    assert_int_equal(fwrite(image, 1, 12 + get_le32(image + 8), file), 12 + get_le32(image + 8));
-    assert_int_equal(fclose(file), 0);
+    snprintf(name, sizeof(name), "core-%u.img", number);
+    write_image(directory, name, image, 12 + get_le32(image + 8));
 }
 
 /* Of five threads: one has none, two have it in one page, one across two, and two side by side. */
@@ -795,10 +804,159 @@ static void rseq_is_found(void **state)
     directory_remove(directory);
 }
 
+/* ---- what criu takes for inherited ---- */
+
+enum { FILE_PRIVATE = 1 | 1 << 6 };
+
+static void write_mm(const char *directory, unsigned pid, const Godwit__Pb__CriuVma *vmas,
+                     size_t count, uint32_t exe)
+{
+    Godwit__Pb__CriuVma *list[8];
+    assert_in_range(count, 0, ARRAY_SIZE(list));
+    for (size_t i = 0; i < count; i++)
+        list[i] = (Godwit__Pb__CriuVma *)&vmas[i];
+    Godwit__Pb__CriuMm mm = GODWIT__PB__CRIU_MM__INIT;
+    mm.has_exe_file_id = true;
+    mm.exe_file_id = exe;
+    mm.n_vmas = count;
+    mm.vmas = list;
+    uint8_t image[512];
+    char name[32];
+    put_le32(image, 0x54564319);
+    put_le32(image + 4, 0x57492820);
+    put_le32(image + 8, (uint32_t)godwit__pb__criu_mm__pack(&mm, image + 12));
+    snprintf(name, sizeof(name), "mm-%u.img", pid);
+    write_image(directory, name, image, 12 + get_le32(image + 8));
+}
+
+static size_t pstree_image(uint8_t *image, const struct pstree_task *tasks, size_t count)
+{
+    size_t length = 8;
+    put_le32(image, 0x54564319);
+    put_le32(image + 4, 0x50273030);
+    for (size_t i = 0; i < count; i++) {
+        Godwit__Pb__CriuPstreeEntry entry = GODWIT__PB__CRIU_PSTREE_ENTRY__INIT;
+        entry.pid = tasks[i].pid;
+        entry.ppid = tasks[i].ppid;
+        uint32_t size = (uint32_t)godwit__pb__criu_pstree_entry__pack(&entry, image + length + 4);
+        put_le32(image + length, size);
+        length += 4 + size;
+    }
+    return length;
+}
+
+static Godwit__Pb__CriuVma part_of_a_file(uint64_t start, uint64_t end, uint64_t offset)
+{
+    Godwit__Pb__CriuVma vma = GODWIT__PB__CRIU_VMA__INIT;
+    vma.start = start;
+    vma.end = end;
+    vma.has_pgoff = vma.has_shmid = true;
+    vma.pgoff = offset;
+    vma.shmid = 7;
+    vma.flags = MAP_PRIVATE;
+    vma.status = FILE_PRIVATE;
+    return vma;
+}
+
+/* A root, two children of it and a zombie; of the second child the second mapping is the case. */
+static int check_parts(const Godwit__Pb__CriuVma *vma, uint32_t exe, struct error *err)
+{
+    static const struct pstree_task tasks[] = {{10, 0}, {12, 10}, {11, 10}, {13, 12}};
+    const Godwit__Pb__CriuVma whole[] = {part_of_a_file(0x1000, 0x2000, 0),
+                                         part_of_a_file(0x4000, 0x6000, 0x1000),
+                                         part_of_a_file(0x8000, 0x9000, 0)};
+    char *directory = directory_make();
+    uint8_t image[256];
+    write_image(directory, "pstree.img", image, pstree_image(image, tasks, ARRAY_SIZE(tasks)));
+    write_mm(directory, 10, whole, ARRAY_SIZE(whole), 1);
+    write_mm(directory, 11, whole, ARRAY_SIZE(whole), 1);
+    const Godwit__Pb__CriuVma other[] = {part_of_a_file(0x2000, 0x3000, 0), *vma};
+    write_mm(directory, 12, other, ARRAY_SIZE(other), exe);
+    int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    *err = (struct error){0};
+    int r = cow_areas_check(dirfd, err);
+    close(dirfd);
+    directory_remove(directory);
+    return r;
+}
+
+static void another_part_is_found(void **state)
+{
+    (void)state;
+    struct error err;
+    Godwit__Pb__CriuVma vma = part_of_a_file(0x4000, 0x6000, 0x2000);
+    assert_int_equal(check_parts(&vma, 1, &err), -1);
+    assert_int_equal(err.code, FAILURE_CRIU);
+    assert_non_null(strstr(err.text, "process 12 "));
+    assert_non_null(strstr(err.text, "0x4000"));
+    assert_non_null(strstr(err.text, "parent 10"));
+}
+
+static void what_criu_tells_apart_is_none(void **state)
+{
+    (void)state;
+    struct error err;
+    Godwit__Pb__CriuVma vma = part_of_a_file(0x4000, 0x6000, 0x2000);
+    assert_int_equal(check_parts(&vma, 2, &err), 0); /* another program */
+    const Godwit__Pb__CriuVma same = part_of_a_file(0x4000, 0x6000, 0x1000);
+    assert_int_equal(check_parts(&same, 1, &err), 0);
+    Godwit__Pb__CriuVma other = vma;
+    other.end = 0x5000;
+    assert_int_equal(check_parts(&other, 1, &err), 0);
+    other = vma;
+    other.shmid = 8;
+    assert_int_equal(check_parts(&other, 1, &err), 0);
+    other = vma;
+    other.status = 1 | 1 << 9; /* no file */
+    assert_int_equal(check_parts(&other, 1, &err), 0);
+    other = vma;
+    other.flags |= MAP_HUGETLB;
+    assert_int_equal(check_parts(&other, 1, &err), 0);
+}
+
+static void trees_that_are_none(void **state)
+{
+    (void)state;
+    struct pstree_task *tasks;
+    size_t count;
+    uint8_t image[256];
+    size_t length = pstree_image(image, (struct pstree_task[]){{2, 1}, {1, 0}}, 2);
+    assert_int_equal(cow_areas_parse_tree(image, length, &tasks, &count), 0);
+    assert_int_equal(count, 2);
+    assert_int_equal(tasks[0].pid, 1);
+    assert_int_equal(tasks[1].ppid, 1);
+    free(tasks);
+    for (size_t cut = 0; cut < length; cut++) {
+        int r = cow_areas_parse_tree(image, cut, &tasks, &count);
+        assert_int_equal(r, cut == 8 + 4 + 4 ? 0 : -EBADMSG); /* behind the first */
+        free(tasks);
+    }
+    length = pstree_image(image, (struct pstree_task[]){{1, 0}, {2, 1}, {2, 3}}, 3);
+    assert_int_equal(cow_areas_parse_tree(image, length, &tasks, &count), -EBADMSG);
+
+    char *directory = directory_make();
+    int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct error err;
+    assert_int_equal(cow_areas_check(dirfd, &err), 0); /* pre-dump has none */
+    write_image(directory, "pstree.img", image, 11);
+    assert_int_equal(cow_areas_check(dirfd, &err), -1);
+    assert_non_null(strstr(err.text, "pstree.img"));
+    write_image(directory, "pstree.img", image,
+                pstree_image(image, (struct pstree_task[]){{2, 1}}, 1));
+    write_image(directory, "mm-1.img", image, 11);
+    assert_int_equal(cow_areas_check(dirfd, &err), -1);
+    assert_non_null(strstr(err.text, "mm-1.img"));
+    close(dirfd);
+    directory_remove(directory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(areas_are_cut),
+        cmocka_unit_test(another_part_is_found),
+        cmocka_unit_test(what_criu_tells_apart_is_none),
+        cmocka_unit_test(trees_that_are_none),
         cmocka_unit_test(rseq_is_found),
         cmocka_unit_test_setup_teardown(memory_here_and_there, open_task, close_task),
         cmocka_unit_test_setup_teardown(memory_in_one_piece, open_task, close_task),

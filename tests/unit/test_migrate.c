@@ -977,6 +977,7 @@ static void plain_pages(void **state)
         if (cases[i].complaint) {
             assert_contains(sender_error(rig->sender)->text, cases[i].complaint);
             assert_contains(sender_error(rig->sender)->text, "pagemap-1.img");
+            assert_int_equal(sender_error(rig->sender)->code, FAILURE_REFUSED);
         }
         rig_free(rig);
     }

@@ -380,9 +380,9 @@ size_t slice_map_shared(struct slice *s, struct dice *d)
 
 /*
  * Which page of the file goes by the place, so wherever it is moved.  If a child had another part
- * of it exactly where its parent has one, and be it a page that was left of it, criu would give the
- * child its parent's when it restores them, whatever godwit does (CRIU criu/mem.c,
- * check_cow_vmas(): it compares all but the offset).
+ * of it exactly where its parent has one, and be it a page that was left of it, godwit would not
+ * move it: criu gives a child its parent's then (CRIU criu/mem.c, check_cow_vmas(): it compares all
+ * but the offset).
  */
 static size_t map_private(struct slice *s, struct dice *d, enum kind kind, const struct backing *b)
 {
