@@ -30,11 +30,15 @@ build-setup:
 	if test -f $(BUILD)/build.ninja; then $(CONFIGURE); \
 	else $(MESON) setup --prefix $(PREFIX) $(BUILD); fi
 
-demo: all
+# No more than a demonstration needs.
+demo-build: build-setup
+	ninja -C $(BUILD) godwit godwit-hook godwit-scan-filter.so tests/workloads/heartbeat tests/workloads/hostinit
+
+demo: demo-build
 	scripts/setup test
 	$(PYTHON) scripts/demo
 
-demo-remote: all
+demo-remote: demo-build
 	scripts/setup test
 	$(PYTHON) scripts/demo remote
 
@@ -63,4 +67,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all build-setup demo demo-remote check check-vm bench install clean
+.PHONY: all build-setup demo-build demo demo-remote check check-vm bench install clean

@@ -62,7 +62,8 @@ enum progress { PROGRESS_NONE, PROGRESS_PLAIN, PROGRESS_BAR };
 struct run {
     const struct values *values;
     const char *target;
-    bool check; /* the findings are what is asked for */
+    bool check;        /* the findings are what is asked for */
+    bool problem_kept; /* the first one: the command's last line tells it */
     enum progress progress;
     enum godwit_tracker tracker;
     bool bar_shown;
@@ -107,6 +108,10 @@ static void print_finding(struct run *run, const struct godwit_event *event)
 {
     if (!run->check && event->severity == GODWIT_OK)
         return;
+    if (!run->check && event->severity == GODWIT_PROBLEM && !run->problem_kept) {
+        run->problem_kept = true;
+        return;
+    }
     clear_bar(run);
     fprintf(run->check ? stdout : stderr, "%-8s %s: %s%s%s\n", severities[event->severity],
             event->host, event->text, *event->remedy ? ": " : "", event->remedy);

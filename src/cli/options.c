@@ -49,6 +49,13 @@ int command_fail(const struct command *command, const struct error *err)
     return err->code ? (int)err->code : FAILURE_SYSTEM;
 }
 
+static const char *const kind_forms[] = {
+    [OPTION_NUMBER] = "a number",
+    [OPTION_SIZE] = "a number of bytes: 65536, 64K, 5M or 2G",
+    [OPTION_SECONDS] = "a number of seconds: 10 or 0.5",
+    [OPTION_FD] = "the number of a descriptor",
+};
+
 static int option_set(const struct option_row *row, const char *argument, void *values,
                       struct error *err)
 {
@@ -83,8 +90,8 @@ static int option_set(const struct option_row *row, const char *argument, void *
         break;
     }
     if (r < 0)
-        return error_set(err, FAILURE_USAGE, "--%s %s: %s expected", row->name, argument,
-                         row->argument);
+        return error_set(err, FAILURE_USAGE, "--%s %s: %s is %s", row->name, argument,
+                         row->argument, kind_forms[row->kind]);
     return 0;
 }
 
@@ -160,7 +167,8 @@ int options_parse(const struct command *command, int argc, char **argv, void *va
                                  ? "; options for criu go behind --"
                                  : "");
         if (found == ':')
-            return error_set(err, FAILURE_USAGE, "%s: its argument is missing", argv[optind - 1]);
+            return error_set(err, FAILURE_USAGE, "%s: its argument is missing: %s",
+                             argv[optind - 1], option_find(command, optopt)->argument);
         if (option_set(option_find(command, found), optarg, values, err) < 0)
             return -1;
     }

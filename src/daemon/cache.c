@@ -454,7 +454,7 @@ static int cache_look_about(struct cache *cache, const struct daemon_options *op
         return -1;
     if (options->accept) {
         cache->criu = criu_find(options->criu, &cache->criu_error);
-        preflight_try_criu(cache->criu, &cache->criu_known);
+        preflight_try_criu(cache->criu, &cache->criu_error, &cache->criu_known);
     }
     cache->limit =
         options->memory_limit ? options->memory_limit : available_memory() / 100 * MEMORY_PER_CENT;

@@ -199,12 +199,14 @@ int godwit_migration_new(const struct godwit_options *options, godwit_event_fn *
         return (int)err.code;
     }
     struct godwit_migration *m = migration_alloc(options, event, user);
-    int r = place_open(&m->place, options->workdir ? options->workdir : DEFAULT_WORKDIR, &err);
+    const char *workdir = options->workdir ? options->workdir : DEFAULT_WORKDIR;
+    bool dry = m->flags & GODWIT_DRY_RUN;
+    int r = dry ? 0 : place_open(&m->place, workdir, &err);
     if (r == 0)
         r = migration_set_up(m, options, &err);
     if (r == 0 && m->pid > 0 && task_started(m->pid) == 0)
         r = error_set(&err, FAILURE_NOT_FOUND, "there is no process %d", m->pid);
-    if (r == 0 && !(m->flags & GODWIT_DRY_RUN))
+    if (r == 0 && !dry)
         r = place_lock(&m->place, m->pid, &err);
     if (r < 0) {
         set_error(error, &err);
@@ -261,13 +263,12 @@ int godwit_migration_resume(const struct godwit_options *options, const char *id
 
 static void look_at_process(struct godwit_migration *m)
 {
-    struct preflight_request request = {.criu = m->criu, .pid = m->pid, .options = m->criu_options};
+    struct preflight_request request = {
+        .criu = m->criu, .no_criu = &m->no_criu, .pid = m->pid, .options = m->criu_options};
     struct findings findings = {0};
     struct error err = {0};
     int r = preflight_look(&request, &findings, &m->facts, &err);
-    for (size_t i = 0; i < findings.count; i++)
-        migration_report_finding(m, findings.list[i]);
-    findings_free(&findings);
+    migration_report_findings(m, &findings);
     if (r < 0) {
         m->reason = err;
         m->problems++;

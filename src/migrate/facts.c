@@ -213,11 +213,13 @@ bool preflight_is_plain(const char *text)
 
 /* ---- this host ---- */
 
-void preflight_try_criu(const char *criu, struct preflight_criu *ret)
+void preflight_try_criu(const char *criu, const struct error *no_criu, struct preflight_criu *ret)
 {
     *ret = (struct preflight_criu){.found = criu != NULL};
-    if (criu && criu_version(criu, ret->version, &ret->failure) == 0 &&
-        criu_check_kernel(criu, &ret->failure) == 0)
+    if (!criu)
+        ret->failure = *no_criu;
+    else if (criu_version(criu, ret->version, &ret->failure) == 0 &&
+             criu_check_kernel(criu, &ret->failure) == 0)
         ret->works = true;
 }
 
@@ -225,10 +227,7 @@ void preflight_tell_criu(const struct preflight_criu *criu, struct findings *fin
 {
     static const char install[] =
         "install criu 4.1 or newer, or name one with --criu or GODWIT_CRIU";
-    if (!criu->found)
-        findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu", install,
-                     "there is no criu of version 4.1 or newer: nothing can be dumped or restored");
-    else if (!criu->version[0])
+    if (!criu->found || !criu->version[0])
         findings_add(findings, GODWIT__PB__FINDING__SEVERITY__PROBLEM, "criu", install, "%s",
                      criu->failure.text);
     else if (!criu->works && criu->failure.code == FAILURE_SYSTEM)

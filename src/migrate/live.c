@@ -19,9 +19,7 @@ static void tell(struct godwit_migration *m, const char *format, ...)
     va_end(ap);
     struct findings findings = {0};
     findings_add(&findings, GODWIT__PB__FINDING__SEVERITY__WARNING, "live", "", "%s", text);
-    for (size_t i = 0; i < findings.count; i++)
-        migration_report_finding(m, findings.list[i]);
-    findings_free(&findings);
+    migration_report_findings(m, &findings);
 }
 
 static void tell_skipped(struct godwit_migration *m, const struct rounds_stats *stats)
@@ -63,6 +61,7 @@ static void tell_why_now(struct godwit_migration *m, enum converge_verdict verdi
 static void begin_round(struct godwit_migration *m)
 {
     struct error err;
+    m->before_round_bytes = sender_bytes(m->sender);
     if (rounds_begin(m->rounds, &err) < 0) {
         migration_happens(m, EVENT_CANCEL, &err);
         return;

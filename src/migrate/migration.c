@@ -43,16 +43,28 @@ static const char *migration_status(const struct godwit_migration *m)
     }
 }
 
+/* What a later round has found so far, or will by the rate of the last, is to be sent behind what
+ * was sent before. */
+static uint64_t total_estimate(const struct godwit_migration *m)
+{
+    const struct rounds_stats *stats = m->rounds ? rounds_stats(m->rounds) : NULL;
+    if (!stats || stats->round < 2)
+        return m->total_bytes;
+    uint64_t expected = m->converge.written_bytes_per_sec * stats->since_usec / USEC_PER_SEC;
+    return m->before_round_bytes + MAX(stats->written_pages * PAGE_BYTES, expected);
+}
+
 void migration_report(struct godwit_migration *m, enum godwit_event_type type)
 {
     if (!m->on_event)
         return;
     m->progress_usec = now_usec();
+    m->told_status = migration_status(m);
     struct godwit_event event = {
         .type = type,
-        .status = migration_status(m),
+        .status = m->told_status,
         .transferred = m->sender ? sender_bytes(m->sender) : 0,
-        .total = m->total_bytes,
+        .total = total_estimate(m),
         .elapsed_usec = now_usec() - m->began_usec,
         .round = m->rounds ? rounds_stats(m->rounds)->round : 0,
         .dirty_bytes_per_sec = m->converge.written_bytes_per_sec,
@@ -71,11 +83,25 @@ void migration_report_finding(struct godwit_migration *m, const Godwit__Pb__Find
         .text = finding->text,
         .remedy = finding->remedy,
     };
-    if (finding->severity == GODWIT__PB__FINDING__SEVERITY__PROBLEM && m->problems++ == 0)
-        error_set(&m->reason, FAILURE_REFUSED, "%s: %s%s%s", finding->host, finding->text,
+    if (finding->severity == GODWIT__PB__FINDING__SEVERITY__PROBLEM) {
+        struct error problem;
+        error_set(&problem, FAILURE_REFUSED, "%s: %s%s%s", finding->host, finding->text,
                   *finding->remedy ? ": " : "", finding->remedy);
+        if (m->problems > 0 && strcmp(problem.text, m->problem.text) == 0)
+            return; /* every part of the facts meets with it */
+        m->problem = problem;
+        if (m->problems++ == 0)
+            m->reason = problem;
+    }
     if (m->on_event)
         m->on_event(&event, m->user);
+}
+
+void migration_report_findings(struct godwit_migration *m, struct findings *findings)
+{
+    for (size_t i = 0; i < findings->count; i++)
+        migration_report_finding(m, findings->list[i]);
+    findings_free(findings);
 }
 
 /* ---- the end ---- */
@@ -89,7 +115,8 @@ void migration_over(struct godwit_migration *m)
     m->result.code = (int)m->reason.code;
     m->result.text = m->reason.text;
     m->result.transferred = m->sender ? sender_bytes(m->sender) : 0;
-    migration_report(m, GODWIT_EVENT_STATUS);
+    if (migration_status(m) != m->told_status)
+        migration_report(m, GODWIT_EVENT_STATUS);
 }
 
 static bool criu_is_over(const struct godwit_migration *m)
@@ -516,9 +543,7 @@ static void report_distance(struct godwit_migration *m)
 {
     struct findings findings = {0};
     preflight_tell_distance(m->host, now_usec() - m->asked_usec, &findings);
-    for (size_t i = 0; i < findings.count; i++)
-        migration_report_finding(m, findings.list[i]);
-    findings_free(&findings);
+    migration_report_findings(m, &findings);
 }
 
 static void take_findings(struct godwit_migration *m, const Godwit__Pb__Findings *findings)
@@ -674,15 +699,11 @@ static void on_dial_failed(struct dial *dial, const struct error *err, void *use
 static void warn_exposed(struct godwit_migration *m)
 {
     m->told_exposed = true;
-    Godwit__Pb__Finding finding = GODWIT__PB__FINDING__INIT;
-    finding.severity = GODWIT__PB__FINDING__SEVERITY__WARNING;
-    finding.topic = (char *)"link";
-    finding.host = (char *)"source";
-    finding.text =
-        (char *)"--insecure: whoever is on the way can read and change the memory of the "
-                "process, and nobody is asked who they are";
-    finding.remedy = (char *)CREDENTIALS_ADVICE;
-    migration_report_finding(m, &finding);
+    struct findings findings = {0};
+    findings_add(&findings, GODWIT__PB__FINDING__SEVERITY__WARNING, "link", CREDENTIALS_ADVICE,
+                 "--insecure: whoever is on the way can read and change the memory of the "
+                 "process, and nobody is asked who they are");
+    migration_report_findings(m, &findings);
 }
 
 static void on_dialled(struct dial *dial, struct transport *transport, void *user)

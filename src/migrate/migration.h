@@ -34,7 +34,8 @@ struct godwit_migration {
     uint32_t flags;
     godwit_event_fn *on_event;
     void *user;
-    struct error no_criu; /* why there is none */
+    const char *told_status; /* the last one */
+    struct error no_criu;    /* why there is none */
 
     /* how far it is */
     enum source_state state;
@@ -64,7 +65,9 @@ struct godwit_migration {
     size_t answers;      /* to parts of the facts, and to the empty one in front of them */
     uint64_t asked_usec; /* when that was sent */
     unsigned problems;
+    struct error problem; /* the last of them */
     uint64_t total_bytes;
+    uint64_t before_round_bytes; /* sent */
     struct journal_entry journal;
     struct sender *sender;
     struct rounds *rounds; /* NULL: it was not asked for */
@@ -109,3 +112,6 @@ bool migration_process_runs(const struct godwit_migration *m);
 
 void migration_report(struct godwit_migration *m, enum godwit_event_type type);
 void migration_report_finding(struct godwit_migration *m, const Godwit__Pb__Finding *finding);
+
+/* All of them, and frees them. */
+void migration_report_findings(struct godwit_migration *m, struct findings *findings);

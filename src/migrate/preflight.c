@@ -131,7 +131,7 @@ static int look_at_host(const struct preflight_request *request, struct findings
     struct preflight_criu criu;
     struct utsname name;
     size_t bytes = 0;
-    preflight_try_criu(request->criu, &criu);
+    preflight_try_criu(request->criu, request->no_criu, &criu);
     preflight_tell_criu(&criu, findings);
     preflight_check_pages(findings);
     check_userfaultfd(findings);

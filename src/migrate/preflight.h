@@ -32,9 +32,10 @@ void findings_free(struct findings *findings);
 
 /* What the source asks about. */
 struct preflight_request {
-    const char *criu;     /* path of a criu that criu_find() found, or NULL: that is a finding */
-    pid_t pid;            /* root task; 0: the hosts only */
-    char *const *options; /* for criu, ended by NULL; may be NULL */
+    const char *criu; /* path of a criu that criu_find() found, or NULL: that is a finding */
+    const struct error *no_criu; /* why it found none */
+    pid_t pid;                   /* root task; 0: the hosts only */
+    char *const *options;        /* for criu, ended by NULL; may be NULL */
 };
 
 /* Parts of facts, each at most PREFLIGHT_PART_BYTES packed. */
@@ -66,8 +67,8 @@ struct preflight_criu {
     struct error failure;             /* why it does not work */
 };
 
-/* criu: path, or NULL where criu_find() found none. */
-void preflight_try_criu(const char *criu, struct preflight_criu *ret);
+/* criu: path, or NULL where criu_find() found none, and |no_criu| tells why. */
+void preflight_try_criu(const char *criu, const struct error *no_criu, struct preflight_criu *ret);
 
 /* What is to be seen of this host. */
 struct preflight_host {

@@ -36,7 +36,8 @@ static void content_free(struct content *content)
 
 static int file_invalid(const char *path, int error_number, struct error *err)
 {
-    return error_set_errno(err, FAILURE_USAGE, error_number, "%s", path);
+    error_set_errno(err, FAILURE_USAGE, error_number, "%s", path);
+    return error_number == ENOENT ? error_append(err, ": " CREDENTIALS_ADVICE) : -1;
 }
 
 /* secret: nobody else may read it. */

@@ -280,6 +280,10 @@ void dial_explain(struct dial *dial, struct error *err)
     if (info.si_code == CLD_EXITED && info.si_status == 127)
         error_append(err, " (%s: not found)",
                      dial->target->kind == TARGET_SSH ? "godwit there, or ssh" : "the command");
+    else if (info.si_code == CLD_EXITED && info.si_status == 255 &&
+             dial->target->kind == TARGET_SSH)
+        error_append(err, " (ssh failed: try `ssh %s true`, which must ask for nothing)",
+                     dial->target->host);
     else if (info.si_code == CLD_EXITED)
         error_append(err, " (%s ended with status %d)", what, info.si_status);
     else

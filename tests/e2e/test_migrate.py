@@ -15,7 +15,8 @@ import pytest
 
 from bed import REPO, SHARED, build_dir, wait_for, workload
 from failures import program as program_of
-from godwit import ABORTED, BUSY, NOT_FOUND, PEER, REFUSED, USAGE, Counter, check_memory, program
+from godwit import ABORTED, BUSY, MIB, NOT_FOUND, PEER, REFUSED, USAGE, Counter, check_memory, program
+from live import Dirty
 
 TARGET = "10.77.0.2"
 CACHE_FILES = ("cache.sock", "cache.sock.lock", "image-cache.log", "images", "streamer-serve.sock")
@@ -290,7 +291,7 @@ def test_ssh_refuses(sshd):
     a, b = sshd.a, sshd.b
     counter = Counter(a.host)
     done = sshd.begin_migrate(counter.pid, "--timeout", "3", who="stranger").end(PEER)
-    assert "Permission denied" in done.err and "ssh ended with status 255" in done.err
+    assert "Permission denied" in done.err and "ssh failed: try `ssh" in done.err
     b.host.write(f"{sshd.directory}/sshd_config", b.host.read(f"{sshd.directory}/sshd_config").replace(str(build_dir()), "/nowhere"))
     sshd.process.send_signal(signal.SIGHUP)
     done = sshd.begin_migrate(counter.pid, "--timeout", "3").end(PEER)
@@ -401,8 +402,18 @@ def test_json(accepting):
     warnings = [line for line in lines if line.get("severity", "ok") != "ok"]
     assert len(warnings) == 1 and warnings[0]["topic"] == "link" and "--insecure" in warnings[0]["text"]
     phases = [line["status"] for line in lines[:-1] if "status" in line]
-    assert phases[0] == "setup" and "active" in phases and "device" in phases
+    assert phases[0] == "setup" and "active" in phases and "device" in phases and phases.count("completed") == 1
     arrives(counter, b)
+
+
+def test_json_of_rounds(accepting):
+    """What a later round has found is what remains when it begins."""
+    a, b = accepting
+    dirty = Dirty(a.host, 32, 20)
+    lines = [json.loads(line) for line in a.migrate(dirty.pid, TARGET, "--json", "--downtime", "1").out.splitlines()]
+    later = [line["ram"] for line in lines if line.get("status") == "active" and line["ram"].get("dirty-sync-count", 0) > 2]
+    assert later and all(0 < ram["remaining"] < 32 * MIB <= ram["transferred"] for ram in later), later
+    dirty.check(b.host)
 
 
 def test_json_of_a_failure(accepting):
@@ -488,7 +499,9 @@ def test_bad_command_lines(two):
     a, _ = two
     for argv, what in ((["-t", "1"], "TARGET"), (["b"], "-t PID"), (["-t", "99", "b", "c"], "one target"), (["-t", "x", "b"], "--tree x"),
                        (["-t", "99", "b", "--progress", "much"], "--progress"), (["-t", "99", "b", "--timeout", "0"], "--timeout"),
-                       (["-t", "99", "b", "--", "-D", "/tmp"], "-D"), (["-t", "99", TARGET], "no process")):
+                       (["-t", "99", "b", "--", "-D", "/tmp"], "-D"), (["-t", "99", "b", "--bandwidth", "fast"], "a number of bytes: "),
+                       (["-t", "99", "b", "--downtime"], "missing: MS"), (["-t", "99", "b", "--", "-R"], "godwit dump has"),
+                       (["-t", "99", TARGET, "--psk-file", "/none"], "keygen"), (["-t", "99", TARGET], "no process")):
         done = a.run("migrate", *argv, code=NOT_FOUND if what == "no process" else USAGE)
         assert what in done.err and done.err.count("\n") == 1, done.err
     counter = Counter(a.host)

@@ -56,11 +56,13 @@ static const char *make_criu(const char *version, int status)
     return fake_criu;
 }
 
+static const struct error no_criu = {.code = FAILURE_CRIU, .text = "criu was not found"};
+
 static void judge_with(const char *criu, const Godwit__Pb__Facts *part, uint64_t free_bytes,
                        struct findings *findings)
 {
     struct preflight_criu known;
-    preflight_try_criu(criu, &known);
+    preflight_try_criu(criu, &no_criu, &known);
     preflight_judge(part, &known, free_bytes, &preflight_own_eyes, findings);
 }
 
@@ -234,7 +236,7 @@ static void hosts_only(void **state)
 
 static void look_with_criu(const char *criu, const char *expected)
 {
-    const struct preflight_request request = {.criu = criu};
+    const struct preflight_request request = {.criu = criu, .no_criu = &no_criu};
     struct seen seen = {0};
     assert_int_equal(preflight_look(&request, &seen.findings, &seen.facts, &seen.err), 0);
     must_tell(&seen.findings, PROBLEM, "criu", expected);
@@ -244,7 +246,7 @@ static void look_with_criu(const char *criu, const char *expected)
 static void criu_that_is_of_no_use(void **state)
 {
     (void)state;
-    look_with_criu(NULL, "there is no criu");
+    look_with_criu(NULL, "criu was not found");
     look_with_criu("/bin/false", "does not run");
     look_with_criu(make_criu("3.17", 0), "is version 3.17");
     look_with_criu(make_criu("4.2", 1), "no memory tracking");
@@ -867,7 +869,7 @@ static void judged_versions(void **state)
     part.kernel = (char *)"999.1";
     struct findings findings = {0};
     judge_with(NULL, &part, 0, &findings);
-    must_tell(&findings, PROBLEM, "criu", "there is no criu");
+    must_tell(&findings, PROBLEM, "criu", "criu was not found");
     must_tell(&findings, WARNING, "kernel", "is older than 999.1");
     findings_free(&findings);
 }
