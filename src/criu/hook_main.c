@@ -218,6 +218,7 @@ int main(void)
         return errno = ESRCH, refuse("criu");
     /* Without its criu a hook holds nothing. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_DUMPABLE, 0); /* what it writes is secret */
     if (strcmp(action, "post-restore") == 0 && complete_memory() < 0)
         return refuse("writing the memory of the task");
     int fd = ask(directory, name, action);

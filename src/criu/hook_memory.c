@@ -42,10 +42,10 @@ static uint64_t piece_count(const struct work *work)
     return work->list.length / sizeof(struct hook_piece);
 }
 
-static int map_file(int dirfd, const char *name, struct file *ret)
+static int map_file(int dirfd, const char *name, int flags, struct file *ret)
 {
     struct stat st;
-    int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC);
+    int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | flags);
     if (fd < 0)
         return -1;
     void *bytes = fstat(fd, &st) < 0 ? MAP_FAILED
@@ -194,9 +194,9 @@ static int write_all_shares(const struct work *work)
 int hook_write_memory(const char *directory, pid_t pid)
 {
     struct work work = {.pid = pid};
-    int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int r = dirfd < 0 ? -1 : map_file(dirfd, HOOK_PIECES, &work.list);
+    int dirfd = open(directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int r = dirfd < 0 ? -1 : map_file(dirfd, HOOK_PIECES, O_NOFOLLOW, &work.list);
     if (r == 0)
-        r = map_file(dirfd, HOOK_PAGES, &work.pages);
+        r = map_file(dirfd, HOOK_PAGES, 0, &work.pages); /* it is a link, on purpose */
     return r == 0 ? write_all_shares(&work) : -1;
 }

@@ -106,8 +106,6 @@ static const char *const allowed[] = {
     "dup",
     "dup2",
     "dup3",
-    "fcntl",
-    "fcntl64",
     "flock",
     "fstat",
     "fstat64",
@@ -145,15 +143,12 @@ static const char *const allowed[] = {
     "accept4",
     "recvfrom",
     "recvmsg",
-    "sendto",
-    "sendmsg",
     "shutdown",
     "getsockopt",
     "setsockopt",
     "getsockname",
     "getpeername",
     "recv",
-    "send",
     /* waiting */
     "epoll_create1",
     "epoll_ctl",
@@ -207,6 +202,23 @@ struct limited {
     struct scmp_arg_cmp when[2];
 };
 
+#define WITHOUT(number, bits)                                                                      \
+    {                                                                                              \
+        .arg = (number), .op = SCMP_CMP_MASKED_EQ, .datum_a = (bits), .datum_b = 0                 \
+    }
+#define COMMAND(command)                                                                           \
+    {                                                                                              \
+        .arg = 1, .op = SCMP_CMP_EQ, .datum_a = (command)                                          \
+    }
+#define FCNTL(command)                                                                             \
+    {"fcntl", 1, {COMMAND(command)}},                                                              \
+    {                                                                                              \
+        "fcntl64", 1,                                                                              \
+        {                                                                                          \
+            COMMAND(command)                                                                       \
+        }                                                                                          \
+    }
+
 static int allow(scmp_filter_ctx filter, const char *name, const struct scmp_arg_cmp *when,
                  unsigned count)
 {
@@ -218,12 +230,24 @@ static int allow(scmp_filter_ctx filter, const char *name, const struct scmp_arg
 
 static int allow_all(scmp_filter_ctx filter)
 {
-    const struct scmp_arg_cmp not_executable = {
-        .arg = 2, .op = SCMP_CMP_MASKED_EQ, .datum_a = PROT_EXEC, .datum_b = 0};
+    const struct scmp_arg_cmp not_executable = WITHOUT(2, PROT_EXEC);
+    /* A descriptor can have the kernel send any signal to any process. */
+    const struct scmp_arg_cmp without_signals = WITHOUT(2, O_ASYNC);
     const struct limited limited[] = {
         {"mmap", 1, {not_executable}},
         {"mmap2", 1, {not_executable}},
         {"mprotect", 1, {not_executable}},
+        FCNTL(F_GETFD),
+        FCNTL(F_SETFD),
+        FCNTL(F_DUPFD_CLOEXEC),
+        FCNTL(F_GETFL),
+        FCNTL(F_SETPIPE_SZ),
+        {"fcntl", 2, {COMMAND(F_SETFL), without_signals}},
+        {"fcntl64", 2, {COMMAND(F_SETFL), without_signals}},
+        /* to whom a connection leads, and nobody else */
+        {"send", 1, {WITHOUT(3, MSG_FASTOPEN)}},
+        {"sendto", 2, {WITHOUT(3, MSG_FASTOPEN), {.arg = 4, .op = SCMP_CMP_EQ, .datum_a = 0}}},
+        {"sendmsg", 1, {WITHOUT(2, MSG_FASTOPEN)}},
         /* whose a connection is */
         {"socket",
          2,

@@ -40,7 +40,7 @@ static int file_invalid(const char *path, int error_number, struct error *err)
     return error_number == ENOENT ? error_append(err, ": " CREDENTIALS_ADVICE) : -1;
 }
 
-/* secret: nobody else may read it. */
+/* Nobody else may change it nor, if it is secret, read it. */
 static int content_read(const char *path, bool secret, struct content *ret, struct error *err)
 {
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -53,6 +53,11 @@ static int content_read(const char *path, bool secret, struct content *ret, stru
         return error_set(err, FAILURE_USAGE,
                          "%s: it is secret, and others may read it: chmod 600, and let it belong "
                          "to root",
+                         path);
+    if (st.st_mode & (S_IWGRP | S_IWOTH) || (st.st_uid != geteuid() && st.st_uid != 0))
+        return error_set(err, FAILURE_USAGE,
+                         "%s: it says who is trusted, and others may change it: chmod go-w, and "
+                         "let it belong to root",
                          path);
     struct content content = {.length = (size_t)st.st_size};
     content.bytes = calloc(1, content.length + 1);

@@ -144,6 +144,18 @@ int tcp_check_owner(int fd, struct error *err)
 
 /* ---- UNIX ---- */
 
+int unix_check_owner(int fd, struct error *err)
+{
+    struct ucred peer;
+    socklen_t length = sizeof(peer);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
+        return error_set_errno(err, FAILURE_PEER, errno, "whose the other end is cannot be told");
+    if (peer.uid == 0 || peer.uid == geteuid())
+        return 0;
+    return error_set(err, FAILURE_PEER, "it belongs to user %u, who is not trusted",
+                     (unsigned)peer.uid);
+}
+
 /* An accepted socket belongs to the network namespace of who has connected. */
 static int unix_peer_inode(int fd, uint64_t *ret)
 {

@@ -27,3 +27,7 @@ int socket_peer_inode(int fd, uint64_t *ret);
 /* 1 if the other end is root's or this user's, 0 if nobody has it (any more), else -1 with *err set
  * (FAILURE_PEER). */
 int tcp_check_owner(int fd, struct error *err);
+
+/* 0 if who listens on the UNIX socket that this one is connected to was root or this user, else -1
+ * with *err set (FAILURE_PEER). */
+int unix_check_owner(int fd, struct error *err);

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include "base/io.h"
+#include "wire/owner.h"
 #include "wire/tcp.h"
 
 enum { CHILD_PATIENCE_MSEC = 2000 };
@@ -202,6 +203,10 @@ static int dial_unix(struct dial *dial, struct error *err)
     int fd = unix_connect_path(dial->target->rest, SOCK_STREAM);
     if (fd < 0)
         return error_set_errno(err, FAILURE_PEER, fd, "unix:%s", dial->target->rest);
+    if (unix_check_owner(fd, err) < 0) {
+        close(fd);
+        return error_prefix(err, "unix:%s", dial->target->rest);
+    }
     set_nonblocking(fd, true);
     return dial_watch(dial, fd);
 }

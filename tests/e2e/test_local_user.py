@@ -200,15 +200,34 @@ print("ready", flush=True)
 while True:
     here, _ = listener.accept()
     here.settimeout(5)
-    here.sendall(HELLO)
     got = b""
     try:
+        here.sendall(HELLO)
         while chunk := here.recv(65536):
             got += chunk
     except OSError:
         pass
     print(len(got), flush=True)
 """
+
+
+def test_who_waits_on_a_unix_socket(two):
+    """Nor to whoever has a socket where one was to be."""
+    a, _ = two
+    counter = Counter(a.host)
+    server = a.host.popen(["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", sys.executable, "-c",
+                           f"import os; HELLO = {HELLO!r}; os.umask(0)\n" + SERVE.replace(
+                               'create_server(("127.0.0.1", 9996))', 'create_server("/tmp/cache", family=socket.AF_UNIX)')],
+                          stdout=subprocess.PIPE)
+    assert server.stdout.readline() == "ready\n"
+    for argv in (["check", "unix:/tmp/cache"], ["migrate", "-t", counter.pid, "unix:/tmp/cache"]):
+        done = a.run(*argv, code=PEER)
+        assert f"unix:/tmp/cache: it belongs to user {NOBODY}, who is not trusted" in done.err
+        assert server.stdout.readline() == "0\n"
+    proxy = a.daemon("image-proxy", "--address", "unix:/tmp/cache")
+    proxy.wait_log(f"belongs to user {NOBODY}")
+    counter.runs_on(a.host)
+    server.kill()
 
 
 def test_who_waits_on_loopback(two):

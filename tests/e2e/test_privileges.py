@@ -148,6 +148,15 @@ FORBIDDEN = {
     "mmap executable": (9, 0, 4096, 5, 0x22, (1 << 64) - 1, 0),
     "mprotect executable": (10, 0, 4096, 5),
     "tgkill of another": (234, 1, 1, signal.SIGKILL),
+    # A descriptor's owner is sent whatever signal was chosen, whoever that is.
+    "fcntl F_SETOWN": (72, 0, 8, 1),
+    "fcntl F_SETOWN_EX": (72, 0, 15, 0),
+    "fcntl F_SETSIG": (72, 0, 10, signal.SIGKILL),
+    "fcntl F_SETFL O_ASYNC": (72, 0, 4, 0o20000),
+    # What listens can connect.
+    "sendto somebody": (44, 0, 0, 0, 0, 0x1000, 16),
+    "sendto MSG_FASTOPEN": (44, 0, 0, 0, 0x20000000, 0, 0),
+    "sendmsg MSG_FASTOPEN": (46, 0, 0, 0x20000000),
 }
 
 

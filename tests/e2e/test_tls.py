@@ -129,7 +129,7 @@ def test_said_loudly(two):
     proxy = a.proxy(b)
     counter = Counter(a.host)
     done = a.migrate(counter.pid, TARGET)
-    assert done.err.startswith("warning  source: --insecure: whoever is on the way can read")
+    assert done.err.startswith("warning  a: --insecure: whoever is on the way can read")
     done = a.host.run(["timeout", "1", program(), "image-cache", "--address", "10.77.0.1", "--insecure"])
     assert "--insecure: what goes beyond this host is neither encrypted nor authenticated" in done.stderr
     assert cache.log().count("the link from 10.77.0.1 is neither encrypted nor authenticated") == 2
@@ -138,10 +138,10 @@ def test_said_loudly(two):
 
 def test_bad_command_lines(issued):
     a, _ = issued
-    a.host.run(["sh", "-ec", f"cd {TLS}; cp psk open; chmod 644 open; echo 1234 > short; echo hello > words; chmod 600 short words"], check=True)
+    a.host.run(["sh", "-ec", f"cd {TLS}; cp psk open; chmod 644 open; echo 1234 > short; echo hello > words; chmod 600 short words; cp cacert.pem anybody; chmod 666 anybody"], check=True)
     cases = ((psk() + ["--insecure"], "--insecure is plain text"), (psk() + x509("a"), "not both"),
              (psk("open"), "others may read it: chmod 600"), (psk("short"), "has 2 bytes and needs at least 32"),
-             (psk("words"), "no pre-shared key"), (psk("none"), "No such file"), (["--tls-cert", f"{TLS}/none"], "cacert.pem: No such file"),
+             (psk("words"), "no pre-shared key"), (x509("a") + ["--tls-cacert", f"{TLS}/anybody"], "others may change it: chmod go-w"), (psk("none"), "No such file"), (["--tls-cert", f"{TLS}/none"], "cacert.pem: No such file"),
              (x509("a")[:-1] + [f"{TLS}/b/key.pem"], "is not the key of"), (x509("a") + ["--tls-cacrl", f"{TLS}/none"], "No such file"))
     for argv, text in cases:
         for command in (["check", TARGET], ["image-proxy", "--address", TARGET]):

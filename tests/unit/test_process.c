@@ -146,7 +146,7 @@ static void first_error_of_a_log(void **state)
     static const char text[] = "(00.001) Version: 4.1\n"
                                "(00.002) Error (criu/x.c:1): RLIMIT_NOFILE for self\n"
                                "(00.003) Warn  (criu/y.c:2): hm\n"
-                               "(00.004) Error (criu/z.c:3): it broke\n"
+                               "(00.004) Error (criu/z.c:3): it \x1b[31mbroke\xff\n"
                                "(00.005) Error (criu/z.c:4): and more\n";
     char *directory = directory_make(), path[256], line[64];
     snprintf(path, sizeof(path), "%s/log", directory);
@@ -155,7 +155,7 @@ static void first_error_of_a_log(void **state)
     assert_int_equal(write_all(fd, text, sizeof(text) - 1), 0);
     close(fd);
     assert_true(criu_first_error(path, line, sizeof(line)));
-    assert_string_equal(line, "Error (criu/z.c:3): it broke");
+    assert_string_equal(line, "Error (criu/z.c:3): it ?[31mbroke?");
     assert_true(criu_first_error(path, line, 8));
     assert_string_equal(line, "Error (");
     directory_remove(directory);
