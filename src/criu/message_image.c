@@ -2,6 +2,7 @@
 #include "criu/message_image.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -11,20 +12,47 @@ enum {
     MAGIC_BYTES = 8,  /* two of them */
     LENGTH_BYTES = 4, /* before each message */
     IMAGE_MAX = 64 << 20,
+    EACH_MAX = 4 << 20, /* a message that is one of many */
 };
+
+/* ---- memory for a message ---- */
+
+/* What is left of it.  libprotobuf-c makes forty bytes of two. */
+static void *take_memory(void *left, size_t size)
+{
+    void *at = size <= *(size_t *)left ? malloc(size) : NULL;
+    size_t taken = at ? malloc_usable_size(at) : 0;
+    *(size_t *)left -= MIN(taken, *(size_t *)left);
+    return at;
+}
+
+static void give_memory(void *left, void *at)
+{
+    *(size_t *)left += malloc_usable_size(at);
+    free(at);
+}
+
+static ProtobufCMessage *unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes,
+                                size_t length)
+{
+    size_t left = MESSAGE_IMAGE_FACTOR * length + MIB(4);
+    ProtobufCAllocator memory = {
+        .alloc = take_memory, .free = give_memory, .allocator_data = &left};
+    return protobuf_c_message_unpack(type, &memory, length, bytes);
+}
 
 /* ---- from memory ---- */
 
 /* The next message.  1, 0 at the end, or a negative errno. */
-static int take_message(const uint8_t **bytes, size_t *left, const ProtobufCMessageDescriptor *type,
-                        ProtobufCMessage **ret)
+static int take_message(const uint8_t **bytes, size_t *left, size_t max,
+                        const ProtobufCMessageDescriptor *type, ProtobufCMessage **ret)
 {
     if (*left == 0)
         return 0;
-    if (*left < LENGTH_BYTES || get_le32(*bytes) > *left - LENGTH_BYTES)
+    if (*left < LENGTH_BYTES || get_le32(*bytes) > MIN(*left - LENGTH_BYTES, max))
         return -EBADMSG;
     size_t length = get_le32(*bytes);
-    *ret = protobuf_c_message_unpack(type, NULL, length, *bytes + LENGTH_BYTES);
+    *ret = unpack(type, *bytes + LENGTH_BYTES, length);
     *bytes += LENGTH_BYTES + length;
     *left -= LENGTH_BYTES + length;
     return *ret ? 1 : -EBADMSG;
@@ -42,7 +70,7 @@ int message_image_parse(const uint8_t *bytes, size_t length, uint32_t magic,
         return -EBADMSG;
     bytes += MAGIC_BYTES;
     length -= MAGIC_BYTES;
-    int r = take_message(&bytes, &length, type, ret);
+    int r = take_message(&bytes, &length, IMAGE_MAX, type, ret);
     return r < 0 ? r : r == 0 ? -EBADMSG : 0;
 }
 
@@ -56,7 +84,7 @@ int message_image_parse_each(const uint8_t *bytes, size_t length, uint32_t magic
     bytes += MAGIC_BYTES;
     length -= MAGIC_BYTES;
     int r;
-    while ((r = take_message(&bytes, &length, type, &message)) > 0) {
+    while ((r = take_message(&bytes, &length, EACH_MAX, type, &message)) > 0) {
         r = each(message, user);
         protobuf_c_message_free_unpacked(message, NULL);
         if (r != 0)

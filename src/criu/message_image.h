@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* Images of CRIU that hold messages of one type, which nobody is trusted to have written. */
+/*
+ * Images of CRIU that hold messages of one type, which nobody is trusted to have written.  While
+ * one is looked at it takes at most MESSAGE_IMAGE_FACTOR times its own size, and 4 MiB; what wants
+ * more is none.
+ */
 #include "base/error.h"
 #include "criu.pb-c.h"
+
+enum { MESSAGE_IMAGE_FACTOR = 12 };
 
 /*
  * Reads one that holds one message by its name in a directory of images; |magic| is its own, the

@@ -9,6 +9,7 @@
 #include "base/hidden.h"
 #include "base/io.h"
 #include "criu/cow_areas.h"
+#include "criu/message_image.h"
 #include "criu/process.h"
 #include "migrate/image_check.h"
 #include "migrate/receiver_parts.h"
@@ -612,13 +613,24 @@ static int receiver_look_at_images(const struct receiver *receiver, struct error
 {
     const struct stream *stream = &receiver->streams[0];
     int imagefd = receiver->snapshot->imagefd;
+    uint64_t largest = 0;
     for (uint32_t i = 0; i < stream->count; i++) {
         const struct item *item = stream->items[i];
         if (!item->space && is_pagemap_name(item->name) &&
             image_check_pagemap(imagefd, item->name, err) < 0)
             return -1;
+        if (!item->space && strncmp(item->name, "mm-", 3) == 0)
+            largest = MAX(largest, item->bytes);
     }
-    return cow_areas_check(imagefd, err);
+    /* Of a parent and a child are there at once. */
+    uint64_t bytes = 2 * MESSAGE_IMAGE_FACTOR * largest;
+    struct budget *budget = store_budget(receiver->snapshot->store);
+    if (budget_charge(budget, bytes) < 0)
+        return error_set(err, FAILURE_LIMIT, "no memory to look at an image of %llu bytes",
+                         (unsigned long long)largest);
+    int r = cow_areas_check(imagefd, err);
+    budget_refund(budget, bytes);
+    return r;
 }
 
 /* That criu failed is said of the source's own, which is heard of there. */
@@ -626,7 +638,8 @@ static int receiver_check_images(const struct receiver *receiver, struct error *
 {
     if (receiver_look_at_images(receiver, err) == 0)
         return 0;
-    err->code = FAILURE_REFUSED;
+    if (err->code != FAILURE_LIMIT)
+        err->code = FAILURE_REFUSED;
     return error_prefix(err, "snapshot %s", receiver->id);
 }
 

@@ -413,6 +413,13 @@ def field_cases():
                frame("IMAGE_BEGIN", message(f1="pagemap-1.img"), 1, 1) + bulk("IMAGE_DATA", pagemap)
                + frame("IMAGE_END", end_of(pagemap), 1, 1) + frame("SNAPSHOT_END", message(f1=1, f3=len(pagemap))), REFUSE)
 
+    fields = b"\x78\x01" * BULK_MAX  # each of which is remembered, in many times the memory
+    grows = struct.pack("<III", 0x54564319, 0x50273030, len(fields)) + fields
+    yield ("snapshot-end: an image that grows", opened,
+           frame("IMAGE_BEGIN", message(f1="pstree.img"), 1, 1) + b"".join(
+               bulk("IMAGE_DATA", grows[i:i + BULK_MAX], offset=i) for i in range(0, len(grows), BULK_MAX))
+           + frame("IMAGE_END", end_of(grows), 1, 1) + frame("SNAPSHOT_END", message(f1=1, f3=len(grows))), REFUSE)
+
     for length in (0, 1, 15, 17, 4000):
         yield f"stream-join: a token of {length}", up, frame("STREAM_JOIN", message(f1=bytes(length), f2=1)), BREAK
     for stream in (0, 1, 2, 15, 16, U32):

@@ -15,6 +15,7 @@
 #include "criu/cow_areas.h"
 #include "criu/hook_memory.h"
 #include "criu/lazy_areas.h"
+#include "criu/mm_image.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
 #include "criu/stream.h"
@@ -914,6 +915,38 @@ static void what_criu_tells_apart_is_none(void **state)
     assert_int_equal(check_parts(&other, 1, &err), 0);
 }
 
+/* libprotobuf-c keeps what it does not know, field by field, in some twenty times the memory. */
+static void images_that_grow(void **state)
+{
+    (void)state;
+    enum { BYTES = 8 << 20, VMAS = 65530 };
+    uint8_t *image = malloc(12 + BYTES);
+    assert_non_null(image);
+    put_le32(image, 0x54564319);
+    put_le32(image + 4, 0x57492820);
+    put_le32(image + 8, BYTES);
+    for (size_t i = 0; i < BYTES; i += 2)
+        memcpy(image + 12 + i, "\x78\x01", 2); /* field 15 */
+    Godwit__Pb__CriuMm *mm;
+    assert_int_equal(mm_image_parse(image, 12 + BYTES, &mm), -EBADMSG);
+
+    /* As many mappings as a process may have, in as few bytes as criu writes them in. */
+    Godwit__Pb__CriuVma vma = part_of_a_file(1, 2, 0);
+    vma.has_fd = vma.has_fdflags = vma.has_prot = true;
+    vma.fd = -1;
+    size_t size = godwit__pb__criu_vma__get_packed_size(&vma), length = 0;
+    for (size_t i = 0; i < VMAS; i++) {
+        image[12 + length++] = 14 << 3 | 2;
+        image[12 + length++] = (uint8_t)size;
+        length += godwit__pb__criu_vma__pack(&vma, image + 12 + length);
+    }
+    put_le32(image + 8, (uint32_t)length);
+    assert_int_equal(mm_image_parse(image, 12 + length, &mm), 0);
+    assert_int_equal(mm->n_vmas, VMAS);
+    godwit__pb__criu_mm__free_unpacked(mm, NULL);
+    free(image);
+}
+
 static void trees_that_are_none(void **state)
 {
     (void)state;
@@ -957,6 +990,7 @@ int main(void)
         cmocka_unit_test(another_part_is_found),
         cmocka_unit_test(what_criu_tells_apart_is_none),
         cmocka_unit_test(trees_that_are_none),
+        cmocka_unit_test(images_that_grow),
         cmocka_unit_test(rseq_is_found),
         cmocka_unit_test_setup_teardown(memory_here_and_there, open_task, close_task),
         cmocka_unit_test_setup_teardown(memory_in_one_piece, open_task, close_task),
