@@ -7,6 +7,9 @@
 #define FIXED_USEC (30 * USEC_PER_MSEC)
 #define FIXED_USEC_PER_GIB (14 * USEC_PER_MSEC)
 
+/* What criu reads itself, sends, and places: shared memory, as measured there. */
+#define CRIU_USEC_PER_GIB (1500 * USEC_PER_MSEC)
+
 /* From the end of the last round until criu has stopped the tasks. */
 #define START_USEC (25 * USEC_PER_MSEC)
 
@@ -15,9 +18,10 @@
 
 enum { STALLED_MAX = 2 };
 
-uint64_t converge_fixed_usec(uint64_t memory_bytes)
+uint64_t converge_fixed_usec(uint64_t memory_bytes, uint64_t criu_bytes)
 {
-    return FIXED_USEC + (memory_bytes >> 20) * FIXED_USEC_PER_GIB / 1024;
+    return FIXED_USEC + (memory_bytes >> 20) * FIXED_USEC_PER_GIB / 1024 +
+           (criu_bytes >> 20) * CRIU_USEC_PER_GIB / 1024;
 }
 
 static uint64_t per_sec(uint64_t bytes, uint64_t usec)
@@ -42,8 +46,10 @@ enum converge_verdict converge_round(struct converge *converge, const struct con
     converge->written_bytes_per_sec = per_sec(round->written, round->written_usec);
     double until_freeze = (double)(round->usec + START_USEC) / (double)USEC_PER_SEC;
     double bytes = (double)converge->written_bytes_per_sec * until_freeze;
+    converge->fixed_usec =
+        converge_fixed_usec(converge->memory_bytes, converge->criu_bytes) + round->again_usec;
     converge->predicted_usec =
-        converge_fixed_usec(converge->memory_bytes) +
+        converge->fixed_usec +
         (uint64_t)(bytes * (double)USEC_PER_SEC / (double)converge->sent_bytes_per_sec);
     if (converge->predicted_usec <= converge->target_usec)
         return CONVERGE_GO;

@@ -5,8 +5,9 @@
  *
  *   predicted = fixed cost + (what is written until the freeze) / (how fast it is sent)
  *
- * The fixed cost is what criu takes whatever the process does, by the size of its memory; what is
- * written until the freeze is told by the rate of the latest rounds.  Pure computation; any thread.
+ * The fixed cost is what criu takes whatever the process does, by the size of its memory, and what
+ * is read once more while it stands still; what is written until the freeze is told by the rate of
+ * the latest rounds.  Pure computation; any thread.
  */
 #include "base/util.h"
 
@@ -23,9 +24,11 @@ struct converge {
     unsigned max_rounds;
 
     uint64_t memory_bytes; /* of the process */
+    uint64_t criu_bytes;   /* of these, what criu reads, and places before the process runs */
 
     /* the result of the latest round */
     uint64_t predicted_usec;        /* of the freeze; 0: not known yet */
+    uint64_t fixed_usec;            /* of that, whatever the process does */
     uint64_t written_bytes_per_sec; /* by the process */
     uint64_t sent_bytes_per_sec;
 
@@ -40,9 +43,10 @@ struct converge_round {
     uint64_t written_usec; /* within that time; 0: not known, as in the first */
     uint64_t usec;         /* it took */
     uint64_t elapsed_usec; /* since the first began */
+    uint64_t again_usec;   /* what is read of it once more in the freeze took; 0: nothing is */
 };
 
 enum converge_verdict converge_round(struct converge *converge, const struct converge_round *round);
 
-/* What a freeze of that much memory takes at least. */
-uint64_t converge_fixed_usec(uint64_t memory_bytes);
+/* What a freeze of that much memory takes at least, of which so much is left to criu. */
+uint64_t converge_fixed_usec(uint64_t memory_bytes, uint64_t criu_bytes);

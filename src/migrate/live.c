@@ -53,7 +53,7 @@ static void tell_why_now(struct godwit_migration *m, enum converge_verdict verdi
          "process writes %.0f MB/s, %.0f MB/s are sent, %.0f ms are the cost of its size; %s",
          predicted, target, (double)m->converge.written_bytes_per_sec / 1e6,
          (double)m->converge.sent_bytes_per_sec / 1e6,
-         (double)converge_fixed_usec(m->converge.memory_bytes) / USEC_PER_MSEC, why);
+         (double)m->converge.fixed_usec / USEC_PER_MSEC, why);
 }
 
 /* ---- rounds ---- */
@@ -85,6 +85,16 @@ static void give_up(struct godwit_migration *m)
     migration_happens(m, EVENT_CANCEL, &err);
 }
 
+/* What is compared is read once more in the freeze, and so is all that is verified. */
+static uint64_t again_usec(const struct godwit_migration *m, const struct rounds_stats *stats)
+{
+    /* A round may be slow because it has to be: reading alone is faster than that. */
+    uint64_t most = m->total_bytes * USEC_PER_SEC / GIB(1);
+    if (m->flags & GODWIT_VERIFY)
+        return MIN(m->result.first_round_usec, most);
+    return stats->compared > 0 ? MIN(stats->usec, most) : 0;
+}
+
 static void on_round_over(struct rounds *rounds, void *user)
 {
     struct godwit_migration *m = user;
@@ -95,9 +105,11 @@ static void on_round_over(struct rounds *rounds, void *user)
         .written_usec = stats->since_usec,
         .usec = stats->usec,
         .elapsed_usec = now_usec() - m->entered_usec,
+        .again_usec = again_usec(m, stats),
     };
     if (m->state != SOURCE_COPYING)
         return;
+    m->converge.criu_bytes = m->facts.shared_bytes + stats->skipped_bytes;
     m->result.rounds = stats->round;
     m->result.stopped_usec = stats->stopped_usec;
     if (stats->round == 1) {

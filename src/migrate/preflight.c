@@ -370,6 +370,7 @@ static void add_tree(struct facts_builder *builder, const struct tree *tree, cha
     if (!builder->failed)
         builder->facts->parts[0]->memory_bytes = tree->memory_bytes;
     builder->facts->direct = tree->direct;
+    builder->facts->shared_bytes = tree->shared_bytes;
     for (size_t i = 0; i < tree->pid_count && !tree->other_pid_ns; i++)
         facts_add_pid(builder, tree->pids[i]);
     add_files(builder, tree, !has_option(options, "skip-file-rwx-check", 0), findings);

@@ -42,7 +42,8 @@ struct preflight_request {
 struct preflight_facts {
     Godwit__Pb__Facts **parts;
     size_t count;
-    bool direct; /* for this host: devices may write into the process's memory */
+    bool direct;           /* for this host: devices may write into the process's memory */
+    uint64_t shared_bytes; /* likewise: of its memory, what several may share */
 };
 
 enum { PREFLIGHT_PART_BYTES = 48 << 10 };

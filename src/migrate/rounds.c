@@ -422,6 +422,7 @@ int rounds_begin(struct rounds *rounds, struct error *err)
         return error_set_errno(err, FAILURE_SYSTEM, r, "the tasks of process %d", rounds->root);
     stats->since_usec = stats->round++ ? now - rounds->began_usec : 0;
     stats->tasks = stats->skipped = stats->compared = 0;
+    stats->skipped_bytes = 0;
     stats->written_pages = 0;
     rounds->began_usec = now;
     r = rounds_look_at_shared(rounds);

@@ -30,6 +30,7 @@ struct rounds_stats {
     uint64_t bytes;            /* of memory, all rounds */
     uint64_t stopped_usec;     /* the longest that a thread stood still for it, all rounds */
     unsigned tasks, skipped;   /* followed; left to criu */
+    uint64_t skipped_bytes;    /* of memory, of those */
     struct error reason;       /* why the latest of those was left */
     unsigned compared;         /* of the tasks: all of their memory is read each time */
     struct error why_compared; /* why one was not followed in a better way; "": it was not wanted */

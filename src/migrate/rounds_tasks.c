@@ -90,6 +90,14 @@ static int task_follow(struct rounds *rounds, struct round_task *task, struct er
     return 0;
 }
 
+/* It is criu's, for a reason. */
+static void skip(struct rounds *rounds, const struct round_task *task, const struct error *reason)
+{
+    rounds->stats.skipped++;
+    rounds->stats.skipped_bytes += task_own_bytes(task->pid);
+    rounds->stats.reason = *reason;
+}
+
 void round_task_scan(struct rounds *rounds, struct round_task *task)
 {
     struct error err;
@@ -102,10 +110,8 @@ void round_task_scan(struct rounds *rounds, struct round_task *task)
             return;
         if (task_follow(rounds, task, &err) < 0) {
             /* One that has ended meanwhile, or is ending, is nothing to tell about. */
-            if (err.code != FAILURE_NOT_FOUND) {
-                rounds->stats.skipped++;
-                rounds->stats.reason = err;
-            }
+            if (err.code != FAILURE_NOT_FOUND)
+                skip(rounds, task, &err);
             return;
         }
         r = task_look(task);
@@ -114,9 +120,8 @@ void round_task_scan(struct rounds *rounds, struct round_task *task)
         round_task_let_go(task);
         if (r == -ESRCH)
             return; /* or its memory has gone: it ends, or begins another program */
-        rounds->stats.skipped++;
-        error_set_errno(&rounds->stats.reason, FAILURE_SYSTEM, r, "the memory of process %d",
-                        task->pid);
+        error_set_errno(&err, FAILURE_SYSTEM, r, "the memory of process %d", task->pid);
+        skip(rounds, task, &err);
         return;
     }
     rounds->stats.tasks++;

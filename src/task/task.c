@@ -107,6 +107,17 @@ pid_t task_parent(pid_t pid)
     return task_read_stat(pid, &stat) ? stat.parent : 0;
 }
 
+uint64_t task_own_bytes(pid_t pid)
+{
+    unsigned long long resident = 0, of_files = 0;
+    FILE *file = open_proc(pid, "statm");
+    if (file && fscanf(file, "%*u %llu %llu", &resident, &of_files) != 2)
+        resident = of_files = 0;
+    if (file)
+        fclose(file);
+    return (resident - MIN(of_files, resident)) * PAGE_BYTES;
+}
+
 bool task_is_traced(pid_t pid)
 {
     struct task_stat stat;

@@ -33,6 +33,9 @@ pid_t task_leader(pid_t pid);
 /* The parent of a process, or 0. */
 pid_t task_parent(pid_t pid);
 
+/* What it has of memory that no other has by a file: bytes, or 0 when that cannot be told. */
+uint64_t task_own_bytes(pid_t pid);
+
 /* Whether the process stands still under a tracer, as criu's frozen ones do. */
 bool task_is_traced(pid_t pid);
 

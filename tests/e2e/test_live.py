@@ -9,6 +9,7 @@ measures memory with 1 GiB instead of less, GODWIT_LIVE_OPTIONS are for each `go
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -319,6 +320,24 @@ def test_strict(between):
     assert not churn.tree(between.there.host)
     between.nothing_left()
     between.move(churn, "--strict", "--downtime", 20000)
+
+
+@pytest.mark.parametrize("what", ["compared", "shared", "verified"])
+def test_strict_and_idle(between, what):
+    """What is read in the freeze although nothing is written counts as well."""
+    here, path = between.here.host, f"{SHARED}/idle"
+    if what == "shared":
+        pid = here.spawn([workload("sharing"), 192, path, 1])
+        here.wait_text(path, "ok 1", 30)
+    else:
+        pid = Dirty(here, 384).pid
+    argv = {"compared": ["--tracker", "compare"], "shared": [], "verified": ["--verify"]}[what]
+    done = between.begin(pid, "--strict", "--downtime", 50, *argv).end(code=ABORTED)
+    said = Told(done.out).last["error-desc"]
+    expected, allowed = map(int, re.search(r"a downtime of (\d+) ms is expected and (\d+) ms are allowed", said).groups())
+    assert expected > allowed and here.pid_alive(pid), said
+    downtime = Told(between.begin(pid, *argv).end().out).downtime
+    assert downtime > expected / 4, (downtime, said)  # no more than a coarse estimate
 
 
 @pytest.mark.parametrize("mib_per_second, streams", [(32, 1), (96, 1), (96, 4)])

@@ -36,7 +36,7 @@ static void an_idle_process(void **state)
     enum converge_verdict verdict;
     assert_int_equal(play(&converge, 0, 1e9, GIB(1), &verdict), 2);
     assert_int_equal(verdict, CONVERGE_GO);
-    assert_int_equal(converge.predicted_usec, converge_fixed_usec(GIB(1)));
+    assert_int_equal(converge.predicted_usec, converge_fixed_usec(GIB(1), 0));
 }
 
 /* What is written in a round takes a fifth of its time to be sent. */
@@ -103,6 +103,31 @@ static void a_small_round(void **state)
     assert_int_equal(converge.sent_bytes_per_sec, rate);
 }
 
+/* An idle process, of which much is read once more, or left to criu. */
+static void what_the_freeze_has_besides(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t again_usec, criu_bytes;
+        unsigned least_msec, most_msec;
+    } cases[] = {{0, 0, 30, 60}, {400000, 0, 430, 460}, {0, MIB(512), 770, 820}};
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct converge converge = {
+            .target_usec = 100000, .memory_bytes = GIB(1), .criu_bytes = cases[i].criu_bytes};
+        struct converge_round round = {.number = 1, .written = GIB(1), .usec = 1000000};
+        assert_int_equal(converge_round(&converge, &round), CONVERGE_AGAIN);
+        round = (struct converge_round){.number = 2,
+                                        .written_usec = 1000000,
+                                        .usec = 400000,
+                                        .again_usec = cases[i].again_usec};
+        bool late = cases[i].least_msec > 100;
+        assert_int_equal(converge_round(&converge, &round), late ? CONVERGE_AGAIN : CONVERGE_GO);
+        assert_in_range(converge.predicted_usec, cases[i].least_msec * USEC_PER_MSEC,
+                        cases[i].most_msec * USEC_PER_MSEC);
+        assert_int_equal(converge.fixed_usec, converge.predicted_usec); /* nothing is written */
+    }
+}
+
 /* Nothing divides by nothing. */
 static void nothing_at_all(void **state)
 {
@@ -123,6 +148,7 @@ int main(void)
         cmocka_unit_test(a_large_process),
         cmocka_unit_test(limits),
         cmocka_unit_test(a_small_round),
+        cmocka_unit_test(what_the_freeze_has_besides),
         cmocka_unit_test(nothing_at_all),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));
