@@ -26,6 +26,8 @@ static const struct {
     {LOCAL_RESOLVE, &godwit__pb__resolve__descriptor},
     {LOCAL_STATUS_DAEMON, &godwit__pb__status__descriptor},
     {LOCAL_STATUS_SNAPSHOT, &godwit__pb__status_snapshot__descriptor},
+    {LOCAL_SPOOL_WRITE, &godwit__pb__spool_write__descriptor},
+    {LOCAL_SPOOL_PUBLISHED, &godwit__pb__spool_published__descriptor},
 };
 
 /* The lowest descriptor that is free: the same again when all that came have been closed. */

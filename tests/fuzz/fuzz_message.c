@@ -20,6 +20,7 @@ static const ProtobufCMessageDescriptor *const kinds[] = {
     &godwit__pb__facts__descriptor,           &godwit__pb__findings__descriptor,
     &godwit__pb__standing__descriptor,        &godwit__pb__resolve__descriptor,
     &godwit__pb__snapshot_accept__descriptor, &godwit__pb__stream_join__descriptor,
+    &godwit__pb__spool_write__descriptor,     &godwit__pb__spool_published__descriptor,
 };
 
 static void check_string(const char *s)

@@ -70,6 +70,8 @@ MESSAGES = {
     "resolve": (21, text(1, "seed") + number(2, 1)),
     "snapshot-accept": (22, text(1, bytes(range(16)))),
     "stream-join": (23, text(1, bytes(range(16))) + number(2, 1)),
+    "spool-write": (24, text(1, "seed")),
+    "spool-published": (25, text(1, "seed")),
     "control-character": (3, text(1, "a\x1bb")),
     "nul": (3, text(1, "a\0b")),
     "cut-short": (3, text(1, "core-1.img")[:-3]),
@@ -406,6 +408,34 @@ def cow_areas_seeds():
     save_all("no-tree", b"", mm(), parts)
 
 
+def core_seeds():
+    def core(*fields):
+        body = b"".join(fields)
+        return struct.pack("<III", 0x54564319, 0x55053847, len(body)) + body
+
+    def thread(pointer, size):
+        return text(5, number(1, 5) + text(15, number(1, pointer) + number(2, size) + number(3, 0x53053053)))
+    save("core", "rseq", core(number(1, 1), thread(0x7F0000000FE0, 32)))
+    save("core", "none", core(number(1, 1)))
+    save("core", "without-size", core(thread(0x1000, 0)))
+    save("core", "across", core(thread(0x1FF0, 0xFFFFFFFF)))
+    save("core", "highest", core(thread((1 << 64) - 8, 32)))
+    save("core", "magic", bytes(12))
+
+
+def hook_memory_seeds():
+    def pieces(*list_):
+        return b"".join(struct.pack("<QQQ", place, offset, size) for place, offset, size in list_)
+    place = 0x200000000000
+    save("hook_memory", "one", pieces((place, 0, 4096)))
+    save("hook_memory", "two", pieces((place + 8192, 4096, 4096), (place, 0, 8192)))
+    save("hook_memory", "nothing", pieces((place, 0, 0)))
+    save("hook_memory", "behind-the-pages", pieces((place, 16384, 4096)))
+    save("hook_memory", "nowhere", pieces((4096, 0, 4096)))
+    save("hook_memory", "too-long", pieces((place, 0, (1 << 64) - 1)))
+    save("hook_memory", "cut-short", pieces((place, 0, 4096), (place, 0, 4096))[:-1])
+
+
 def mm_seeds():
     save("mm", "empty", mm())
     save("mm", "areas", mm((0x1000, 0x3000), (0x3000, 0x5000), (0x9000, 0xA000)))
@@ -513,6 +543,7 @@ def local_seeds():
                "restore-ready": (31, text(1, "seed") + text(3, "/run")), "forget": (40, text(1, "seed")),
                "resolve": (41, text(1, "seed") + number(2, 1)), "attach": (42, b""), "status": (50, b""),
                "status-daemon": (51, text(1, "image-cache")), "status-snapshot": (52, text(1, "seed")),
+               "spool-write": (60, text(1, "seed")), "spool-published": (64, text(1, "seed.1")),
                "hook": (1, struct.pack("<IQ", 42, 7) + b"post-restore".ljust(32, b"\0")), "longest": (40, bytes(16 << 10)),
                "too-long": (40, bytes((16 << 10) + 1))}
     for name, (kind, body) in packets.items():
@@ -679,6 +710,8 @@ stream_seeds()
 pagemap_seeds()
 mm_seeds()
 cow_areas_seeds()
+core_seeds()
+hook_memory_seeds()
 lazy_seeds()
 space_map_seeds()
 fill_map_seeds()
