@@ -222,6 +222,9 @@ static const struct rule {
      "runs as another user, and its limits may not be read without CAP_SYS_RESOURCE: criu would "
      "fail to dump it",
      "give godwit CAP_SYS_RESOURCE, or run the process as the user that godwit runs as"},
+    {TREE_KIN, "memory", NULL, NULL, 0, "no process shares its memory with another",
+     "shares its memory with another process, as by clone(CLONE_VM): criu would refuse to dump it",
+     "start it as a thread or by fork; one by vfork: wait until it has executed its program"},
 };
 
 /* Whether this very one needs nothing more. */
@@ -253,6 +256,8 @@ static void apply_rule(const struct rule *rule, const struct tree *tree, char *c
         count++;
     }
     char command[17], more[32] = "", what[300] = "";
+    if (!first && rule->kind == TREE_KIN && tree->kin_unknown)
+        return; /* which is told */
     if (!first) {
         findings_add(findings, OK, rule->topic, "", "%s", rule->none);
         return;
@@ -320,6 +325,10 @@ static void tell_what_is_unknown(const struct tree *tree, struct findings *findi
     if (tree->sockets_unknown)
         findings_add(findings, WARNING, "unix", "a kernel with CONFIG_UNIX_DIAG, as CRIU wants it",
                      "the kernel does not tell what UNIX sockets are connected to");
+    if (tree->kin_unknown)
+        findings_add(findings, WARNING, "memory",
+                     "root, and a kernel with CONFIG_KCMP, as CRIU wants it",
+                     "the kernel does not tell whether processes share their memory with others");
 }
 
 static void add_file(struct facts_builder *builder, const struct tree_file *file, bool with_mode)

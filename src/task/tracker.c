@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 
 #include "task/inject.h"
+#include "task/kin.h"
 
 enum {
     FEATURE_SHMEM = 1 << 12, /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM, as in linux/userfaultfd.h */
@@ -46,6 +47,17 @@ static bool has_tracker(struct page_table *table, pid_t pid)
     return found;
 }
 
+/* Whose tracker it is. */
+static int refuse_second(pid_t pid, struct error *err)
+{
+    pid_t kin = kin_of(pid);
+    if (kin > 0)
+        return error_set(err, FAILURE_BUSY,
+                         "process %d has one memory with process %d, and that is followed already",
+                         pid, kin);
+    return error_set(err, FAILURE_BUSY, "process %d is followed already, by another godwit", pid);
+}
+
 int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
 {
     char path[32];
@@ -64,8 +76,7 @@ int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
     }
     if (has_tracker(&tracker->table, pid)) {
         tracker_close(tracker);
-        return error_set(err, FAILURE_BUSY, "process %d is followed already, by another godwit",
-                         pid);
+        return refuse_second(pid, err);
     }
     tracker->uffd = task_take_userfaultfd(pid, &tracker->stopped_nsec, err);
     struct uffdio_api api = {.api = UFFD_API,

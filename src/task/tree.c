@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include "task/kin.h"
 #include "task/pipes.h"
 #include "task/sockets.h"
 
@@ -611,6 +612,21 @@ static void find_connections(struct look *look)
     }
 }
 
+static void find_kin(struct tree *tree)
+{
+    _cleanup_free_ struct kin_pair *pairs = calloc(tree->process_count, sizeof(*pairs));
+    if (!pairs) {
+        tree->cut = true;
+        return;
+    }
+    size_t count = kin_find(tree->processes, tree->process_count, pairs, &tree->kin_unknown);
+    for (size_t i = 0; i < count; i++) {
+        char what[48];
+        snprintf(what, sizeof(what), "with process %d", pairs[i].with);
+        add_trait(tree, TREE_KIN, pairs[i].pid, (uint64_t)pairs[i].with, what);
+    }
+}
+
 /* System V memory of an IPC namespace of its own is dumped with that. */
 static void forget_sysv(struct tree *tree)
 {
@@ -647,6 +663,7 @@ int tree_look(pid_t root, struct tree *ret, struct error *err)
     find_terminals(look);
     find_connections(look);
     find_pipes(look);
+    find_kin(&tree);
     if (in_other_namespace(process, "ipc"))
         forget_sysv(&tree);
     tdestroy(look->file_index, keep_file);

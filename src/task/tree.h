@@ -35,6 +35,7 @@ enum tree_trait_kind {
     TREE_FILLING, /* pages of it are missing, and a userfaultfd's to bring */
     TREE_TRACED,  /* somebody traces it; number: who */
     TREE_LIMITS,  /* a task whose resource limits we may not read, nor CRIU */
+    TREE_KIN,     /* a process that has the same memory as another; number: as which */
 };
 
 struct tree_trait {
@@ -62,6 +63,7 @@ struct tree {
     bool direct;          /* a file is open with O_DIRECT: devices write into its memory */
     bool cut;             /* some bound was reached: there is more than this */
     bool sockets_unknown; /* the kernel did not tell about UNIX sockets */
+    bool kin_unknown;     /* nor which processes have the same memory */
 };
 
 /*

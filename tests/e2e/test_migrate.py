@@ -547,6 +547,26 @@ def test_missing_option_is_named(accepting):
     a.migrate(pid, TARGET, "--", "--file-locks")
 
 
+ONE_MEMORY = """
+import ctypes, signal
+CLONE_VM, libc = 0x100, ctypes.CDLL(None)
+stack = ctypes.create_string_buffer(1 << 16)
+child = libc.clone(libc.pause, ctypes.c_void_p(ctypes.addressof(stack) + (1 << 16)), CLONE_VM | signal.SIGCHLD, None)
+print(child, flush=True)
+signal.pause()
+"""
+
+
+def test_one_memory(accepting):
+    """Two processes with one memory, as by clone(CLONE_VM), are not for criu: it is told before anything is touched."""
+    a, _ = accepting
+    pid = a.host.spawn(["/usr/bin/python3", "-S", "-c", ONE_MEMORY], stdout="/tmp/child")
+    child = a.host.wait_for(lambda: a.host.read("/tmp/child", "").strip(), what="its child")
+    for done in (a.migrate(pid, TARGET, code=REFUSED), a.run("check", "-t", pid, code=REFUSED)):
+        assert f"process {child}, " in done.out + done.err and f"(with process {pid}): shares its memory" in done.out + done.err
+    assert a.host.state(pid) == a.host.state(int(child)) == "S"
+
+
 def test_pid_that_is_taken(accepting):
     a, b = accepting
     b.host.run(["sh", "-c", "echo 299 > /proc/sys/kernel/ns_last_pid"])

@@ -8,6 +8,8 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
@@ -683,6 +685,124 @@ static void traced(void **state)
     child_end();
 }
 
+/* -- processes with one memory -- */
+
+static int pause_for_ever(void *unused)
+{
+    (void)unused;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+        pause();
+    return 0;
+}
+
+static pid_t children_in_its_memory(void *count)
+{
+    static uint8_t stacks[2][64 << 10];
+    for (int i = 0; i < *(int *)count; i++) {
+        pid_t pid = clone(pause_for_ever, stacks[i] + sizeof(stacks[i]), CLONE_VM | SIGCHLD, NULL);
+        if (pid < 0)
+            return -1;
+        until_asleep(pid);
+    }
+    return 0;
+}
+
+static pid_t child_of_its_own(void *unused)
+{
+    (void)unused;
+    until_asleep(child_fork());
+    return 0;
+}
+
+static int stay_for_a_moment(void *unused)
+{
+    (void)unused;
+    struct timespec time = {.tv_nsec = 5000000};
+    syscall(SYS_nanosleep, &time, NULL);
+    return 0;
+}
+
+/* One child as by vfork after the other, each of which is there for a moment. */
+static pid_t starts_programs(void *unused)
+{
+    (void)unused;
+    static uint8_t stack[64 << 10];
+    pid_t parent = getpid(), pid = fork();
+    if (pid > 0)
+        return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    setsid();
+    while (getppid() == parent) {
+        pid_t child =
+            clone(stay_for_a_moment, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
+        if (child < 0 || waitpid(child, NULL, 0) < 0)
+            _exit(1);
+    }
+    _exit(0);
+}
+
+static void one_memory(void **state)
+{
+    (void)state;
+    int count = 1;
+    char with[64];
+    pid_t pid = child_start(children_in_its_memory, &count);
+    snprintf(with, sizeof(with), "(with process %d): shares its memory", pid);
+    has_problem(pid, "memory", with);
+    child_end();
+    count = 2;
+    has_problem(child_start(children_in_its_memory, &count), "memory", "and 1 more: shares");
+    child_end();
+    struct seen seen = look(child_start(child_of_its_own, NULL), NULL, NULL);
+    must_tell(&seen.findings, OK, "memory", "no process shares its memory");
+    must_not_tell(&seen.findings, PROBLEM, "memory");
+    forget(&seen);
+    child_end();
+}
+
+static void one_memory_for_a_moment(void **state)
+{
+    (void)state;
+    enum { ATTEMPTS = 5 };
+    bool told = true;
+    pid_t pid = child_start(starts_programs, NULL);
+    for (int i = 0; i < ATTEMPTS && told; i++) { /* on a busy machine a moment may be long */
+        struct seen seen = look(pid, NULL, NULL);
+        assert_int_equal(seen.result, 0);
+        told = find(&seen.findings, PROBLEM, "memory", "shares its memory");
+        forget(&seen);
+    }
+    assert_false(told);
+    child_end();
+}
+
+/* Whoever is not told says neither that there is such a process nor that there is none. */
+static void nobody_tells_of_one_memory(void **state)
+{
+    (void)state;
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_kcmp, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {ARRAY_SIZE(filter), filter};
+    int count = 1, status;
+    pid_t pid = child_start(children_in_its_memory, &count), looks = fork();
+    if (looks == 0) {
+        if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+            _exit(2);
+        struct seen seen = look(pid, NULL, NULL);
+        _exit(find(&seen.findings, OK, "memory", "shares") ||
+              find(&seen.findings, PROBLEM, "memory", "shares") ||
+              !find(&seen.findings, WARNING, "memory", "does not tell"));
+    }
+    waitpid(looks, &status, 0);
+    child_end();
+    assert_int_equal(status, 0);
+}
+
 /* Takes a capability from this thread's effective set, or gives it back. */
 static void set_capability(unsigned number, bool on)
 {
@@ -1107,6 +1227,9 @@ int main(void)
         cmocka_unit_test(missing_pages),
         cmocka_unit_test(direct_io),
         cmocka_unit_test(traced),
+        cmocka_unit_test(one_memory),
+        cmocka_unit_test(one_memory_for_a_moment),
+        cmocka_unit_test(nobody_tells_of_one_memory),
         cmocka_unit_test(another_user),
         cmocka_unit_test(namespaces),
         cmocka_unit_test(many_parts),

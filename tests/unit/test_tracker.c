@@ -808,6 +808,41 @@ static void not_in_vfork(void **state)
     take();
 }
 
+static int wait_for_end(void *unused)
+{
+    (void)unused;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+        pause();
+    return 0;
+}
+
+static void share_memory(struct orders *orders)
+{
+    static uint8_t stack[64 << 10];
+    orders->numbers[0] =
+        (uint64_t)clone(wait_for_end, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL);
+}
+
+/* It is the first of the two that is followed, and no other godwit has it. */
+static void not_twice_in_one_memory(void **state)
+{
+    (void)state;
+    struct tracker second;
+    struct error err;
+    char expected[32];
+    need_tracker();
+    writes(0);
+    must_scan("0");
+    has_it(share_memory);
+    assert_int_equal(tracker_open(&second, (pid_t)servant.orders->numbers[0], &err), -1);
+    assert_int_equal(err.code, FAILURE_BUSY);
+    snprintf(expected, sizeof(expected), "with process %d,", servant.pid);
+    assert_non_null(strstr(err.text, expected));
+    assert_int_equal(tracker_open(&second, servant.pid, &err), -1);
+    assert_non_null(strstr(err.text, "followed already"));
+}
+
 static void not_when_gone(void **state)
 {
     (void)state;
@@ -833,6 +868,7 @@ int main(void)
         TRACKING(another_program),
         PROCESS(areas_that_change),
         TRACKING(all_areas),
+        TRACKING(not_twice_in_one_memory),
         PROCESS(read_in_batches),
         PROCESS(read_of_nobody),
         PROCESS(nothing_is_seen_by_registers),
