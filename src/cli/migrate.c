@@ -348,6 +348,10 @@ static int take_rounds(struct values *values, struct error *err)
         values->max_rounds = values->max_rounds == UINT64_MAX ? 0 : UINT32_MAX;
     else if (values->max_rounds == 0)
         values->stop_and_copy = true;
+    if (values->verify && values->stop_and_copy)
+        return error_set(err, FAILURE_USAGE,
+                         "--verify compares what rounds have copied: not with --stop-and-copy or "
+                         "--max-rounds 0");
     return 0;
 }
 

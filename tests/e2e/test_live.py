@@ -285,7 +285,7 @@ def test_many_areas(between):
 
 @pytest.mark.parametrize("options", [["--verify"], ["--eager"], ["--stop-and-copy"], ["--tracker", "compare"], ["--tracker", "uffd-wp"],
                                      ["--downtime", 20], ["--max-rounds", 1], ["--max-rounds", 5],
-                                     ["--eager", "--verify"], ["--stop-and-copy", "--verify"], ["--tracker", "compare", "--verify"]],
+                                     ["--eager", "--verify"], ["--tracker", "compare", "--verify"]],
                          ids=lambda o: " ".join(map(str, o)))
 def test_option(between, options):
     """Each way of moving is as exact as the others."""

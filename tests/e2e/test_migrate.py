@@ -501,6 +501,8 @@ def test_bad_command_lines(two):
                        (["-t", "99", "b", "--progress", "much"], "--progress"), (["-t", "99", "b", "--timeout", "0"], "--timeout"),
                        (["-t", "99", "b", "--", "-D", "/tmp"], "-D"), (["-t", "99", "b", "--bandwidth", "fast"], "a number of bytes: "),
                        (["-t", "99", "b", "--downtime"], "missing: MS"), (["-t", "99", "b", "--", "-R"], "godwit dump has"),
+                       (["-t", "99", "b", "--verify", "--stop-and-copy"], "not with --stop-and-copy"),
+                       (["-t", "99", "b", "--max-rounds", "0", "--verify"], "--verify compares"),
                        (["-t", "99", TARGET, "--psk-file", "/none"], "keygen"), (["-t", "99", TARGET], "no process")):
         done = a.run("migrate", *argv, code=NOT_FOUND if what == "no process" else USAGE)
         assert what in done.err and done.err.count("\n") == 1, done.err
