@@ -264,7 +264,12 @@ int godwit_migration_resume(const struct godwit_options *options, const char *id
 static void look_at_process(struct godwit_migration *m)
 {
     struct preflight_request request = {
-        .criu = m->criu, .no_criu = &m->no_criu, .pid = m->pid, .options = m->criu_options};
+        .criu = m->criu,
+        .no_criu = &m->no_criu,
+        .pid = m->pid,
+        .options = m->criu_options,
+        .eager = m->flags & GODWIT_EAGER,
+    };
     struct findings findings = {0};
     struct error err = {0};
     int r = preflight_look(&request, &findings, &m->facts, &err);

@@ -86,6 +86,10 @@ static uint64_t ghost_limit(char *const *options)
 /* Of shared memory: reading and placing it takes as long as all else in a freeze. */
 #define SHARED_BYTES_MANY MIB(64)
 
+/* What a tree may take more there than here before it is worth a warning: this much, and a tenth.
+ */
+#define GROWTH_BYTES_MANY MIB(16)
+
 /* ---- this host ---- */
 
 static void check_userfaultfd(struct findings *findings)
@@ -398,6 +402,25 @@ static void tell_shared_memory(const struct tree *tree, struct findings *finding
                      "%s of shared memory, which is read while the process stands still", size);
 }
 
+/* The pager gives each process pages of its own; criu has children inherit what is equal. */
+static void tell_growth(const struct tree *tree, bool eager, struct findings *findings)
+{
+    char now[24], then[24];
+    uint64_t together = tree->together_bytes, apart = tree->apart_bytes;
+    if (eager || apart == 0)
+        return;
+    format_bytes(together, now);
+    format_bytes(apart, then);
+    if (apart > together + GROWTH_BYTES_MANY && apart > together + together / 10)
+        findings_add(findings, WARNING, "memory", "pass --eager, which keeps them shared",
+                     "its processes share pages since they were forked, and take %s of private "
+                     "memory: there each gets its own, and they take up to %s",
+                     now, then);
+    else
+        findings_add(findings, OK, "memory", "",
+                     "its processes take %s of private memory, and there up to %s", now, then);
+}
+
 static int look_at_process(const struct preflight_request *request, struct findings *findings,
                            struct facts_builder *builder, struct error *err)
 {
@@ -417,6 +440,7 @@ static int look_at_process(const struct preflight_request *request, struct findi
                  tree.process_count, tree.process_count == 1 ? "" : "es", tree.pid_count,
                  tree.pid_count == 1 ? "" : "s", format_bytes(tree.memory_bytes, size));
     tell_shared_memory(&tree, findings);
+    tell_growth(&tree, request->eager, findings);
     if (tree.direct)
         findings_add(
             findings, WARNING, "direct", "",

@@ -36,6 +36,7 @@ struct preflight_request {
     const struct error *no_criu; /* why it found none */
     pid_t pid;                   /* root task; 0: the hosts only */
     char *const *options;        /* for criu, ended by NULL; may be NULL */
+    bool eager;                  /* criu is to place all of its memory */
 };
 
 /* Parts of facts, each at most PREFLIGHT_PART_BYTES packed. */

@@ -55,6 +55,9 @@ struct tree {
      */
     uint64_t memory_bytes;
     uint64_t shared_bytes; /* of that: memory that several may share, which is not followed */
+    /* What the private memory of a tree of several takes, where pages that they share since a fork
+     * count once, and when each has its own.  Both 0: there is one process, or it is not told. */
+    uint64_t together_bytes, apart_bytes;
     struct tree_file **files;
     size_t file_count;
     struct tree_trait *traits;

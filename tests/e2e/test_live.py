@@ -456,29 +456,64 @@ while True:
 """
 
 
+class Prefork:
+    """A process and three children, which have its memory copy-on-write."""
+
+    def __init__(self, host, mib):
+        self.home, self.path = host, f"{SHARED}/prefork"
+        host.write(f"{self.path}.py", PREFORK)
+        self.pid = host.spawn(["/usr/bin/python3", f"{self.path}.py", str(mib), self.path])
+        host.wait_for(lambda: all(host.path(f"{self.path}.up{i}").exists() for i in range(4)), 20, "the children")
+
+    def tree(self, host):
+        return [p for p in host.pids() if host.read(f"/proc/{p}/cmdline", "").count("prefork.py")]
+
+    def digests(self, host):
+        """What they find in their memory, each on its own."""
+        for i in range(4):
+            host.path(f"{self.path}.{i}").unlink(missing_ok=True)
+        for pid in self.tree(host):
+            host.kill(pid, signal.SIGUSR1)
+        host.wait_for(lambda: all(host.path(f"{self.path}.{i}").exists() for i in range(4)), 20, "their digests")
+        return {host.read(f"{self.path}.{i}") for i in range(4)}
+
+    def pss(self, host):
+        """What they take, where pages that they share count once."""
+        return sum(fields(host, f"/proc/{p}/smaps_rollup")["Pss"] for p in self.tree(host))
+
+
+def grows(told):
+    """What pre-flight told of memory that is shared by fork, and will not be."""
+    return [line["text"] for line in told.lines if line.get("severity") == "warning" and "--eager" in line["remedy"]]
+
+
 def test_what_a_fork_shares_crosses_once(between):
     """Three children have their parent's memory copy-on-write: it is sent for the parent, and told for them."""
-    path, mib = f"{SHARED}/prefork", 96
+    mib = 96
     here, there = between.here.host, between.there.host
-    here.write(f"{SHARED}/prefork.py", PREFORK)
-    root = here.spawn(["/usr/bin/python3", f"{SHARED}/prefork.py", str(mib), path])
-    here.wait_for(lambda: all(here.path(f"{path}.up{i}").exists() for i in range(4)), 20, "the children")
-
-    def digests(host):
-        for i in range(4):
-            host.path(f"{path}.{i}").unlink(missing_ok=True)
-        for pid in [p for p in host.pids() if host.read(f"/proc/{p}/cmdline", "").count("prefork.py")]:
-            host.kill(pid, signal.SIGUSR1)
-        host.wait_for(lambda: all(host.path(f"{path}.{i}").exists() for i in range(4)), 20, "their digests")
-        return {host.read(f"{path}.{i}") for i in range(4)}
-
-    before = digests(here)
+    prefork = Prefork(here, mib)
+    before = prefork.digests(here)
     assert len(before) == 1
-    told = Told(between.begin(root, "--verify").end(timeout=60).out)
-    assert digests(there) == before
+    took = prefork.pss(here)
+    told = Told(between.begin(prefork.pid, "--verify").end(timeout=60).out)
+    assert prefork.digests(there) == before
+    print(f"{took / MIB:.0f} MiB before, {prefork.pss(there) / MIB:.0f} after; {grows(told)}")
     # Python itself, four times, and the memory once.
     sent = told.last["ram"]["transferred"]
     assert sent < (mib + 4 * 16) * MIB, sent / MIB
+    assert len(grows(told)) == 1, told.lines
+
+
+def test_eager_keeps_what_a_fork_shares(between):
+    """With --eager they go on sharing it, so they take no more than before, and nobody is warned."""
+    here, there = between.here.host, between.there.host
+    prefork = Prefork(here, 64)
+    digests, before = prefork.digests(here), prefork.pss(here)
+    told = Told(between.begin(prefork.pid, "--eager").end(timeout=60).out)
+    after = prefork.pss(there)
+    print(f"{before / MIB:.0f} MiB before, {after / MIB:.0f} after")
+    assert prefork.digests(there) == digests
+    assert after < 1.5 * before and not grows(told), (before / MIB, after / MIB, told.lines)
 
 
 # ---- memory ----

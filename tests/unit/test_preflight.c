@@ -32,6 +32,7 @@
 #include "child.h"
 #include "migrate/preflight.h"
 #include "task/task.h"
+#include "task/tree.h"
 #include "wire/message.h"
 
 #define OK GODWIT__PB__FINDING__SEVERITY__OK
@@ -145,14 +146,18 @@ struct seen {
     int result;
 };
 
+static struct seen look_with(struct preflight_request request)
+{
+    struct seen seen = {0};
+    request.criu = make_criu("4.2.1", 0);
+    seen.result = preflight_look(&request, &seen.findings, &seen.facts, &seen.err);
+    return seen;
+}
+
 static struct seen look(pid_t pid, const char *option, const char *second)
 {
     char *options[] = {(char *)option, (char *)second, NULL};
-    const struct preflight_request request = {
-        .criu = make_criu("4.2.1", 0), .pid = pid, .options = options};
-    struct seen seen = {0};
-    seen.result = preflight_look(&request, &seen.findings, &seen.facts, &seen.err);
-    return seen;
+    return look_with((struct preflight_request){.pid = pid, .options = options});
 }
 
 static void forget(struct seen *seen)
@@ -803,6 +808,47 @@ static void nobody_tells_of_one_memory(void **state)
     assert_int_equal(status, 0);
 }
 
+/* -- pages that are shared by fork -- */
+
+enum { FORKS = 3 };
+
+static pid_t prefork(void *bytes)
+{
+    void *memory =
+        mmap(NULL, *(size_t *)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(memory, 1, *(size_t *)bytes);
+    for (int i = 0; i < FORKS; i++)
+        until_asleep(child_fork());
+    return 0;
+}
+
+static void shared_by_fork(void **state)
+{
+    (void)state;
+    size_t bytes = MIB(32);
+    struct tree tree;
+    struct error err;
+    pid_t pid = child_start(prefork, &bytes);
+    assert_int_equal(tree_look(pid, &tree, &err), 0);
+    assert_in_range(tree.together_bytes, bytes, bytes + MIB(8));
+    assert_in_range(tree.apart_bytes, (1 + FORKS) * bytes, (1 + FORKS) * (bytes + MIB(8)));
+    assert_true(tree.memory_bytes > (1 + FORKS) * bytes); /* what a snapshot takes has them all */
+    tree_free(&tree);
+    struct seen seen = look(pid, NULL, NULL);
+    must_tell(&seen.findings, WARNING, "memory", "pass --eager");
+    forget(&seen);
+    seen = look_with((struct preflight_request){.pid = pid, .eager = true});
+    must_not_tell(&seen.findings, WARNING, "memory");
+    forget(&seen);
+    child_end();
+    bytes = MIB(1);
+    seen = look(child_start(prefork, &bytes), NULL, NULL);
+    must_not_tell(&seen.findings, WARNING, "memory");
+    must_tell(&seen.findings, OK, "memory", "its processes take");
+    forget(&seen);
+    child_end();
+}
+
 /* Takes a capability from this thread's effective set, or gives it back. */
 static void set_capability(unsigned number, bool on)
 {
@@ -1230,6 +1276,7 @@ int main(void)
         cmocka_unit_test(one_memory),
         cmocka_unit_test(one_memory_for_a_moment),
         cmocka_unit_test(nobody_tells_of_one_memory),
+        cmocka_unit_test(shared_by_fork),
         cmocka_unit_test(another_user),
         cmocka_unit_test(namespaces),
         cmocka_unit_test(many_parts),
