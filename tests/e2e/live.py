@@ -260,6 +260,11 @@ class Told:
         return self.last["downtime"]
 
     @property
+    def began(self):
+        """When memory began to flow while the process runs, by its own clock, in milliseconds."""
+        return next(line["total-time"] for line in self.lines if line.get("status") == "active")
+
+    @property
     def rounds(self):
         """How many rounds there were before the freeze; None: it was stop and copy."""
         return self.last.get("rounds")

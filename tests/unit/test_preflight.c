@@ -600,6 +600,43 @@ static void files(void **state)
     child_end();
 }
 
+/* -- shared memory -- */
+
+static pid_t shared_memory(void *bytes)
+{
+    void *memory =
+        mmap(NULL, *(size_t *)bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    memset(memory, 1, *(size_t *)bytes);
+    until_asleep(child_fork()); /* it has the same: counted once */
+    return 0;
+}
+
+static void memory_that_is_shared(void **state)
+{
+    (void)state;
+    size_t bytes = MIB(3);
+    struct seen seen = look(child_start(shared_memory, &bytes), NULL, NULL);
+    must_tell(&seen.findings, OK, "shared",
+              "3.0 MiB of shared memory, which is read while the process stands still");
+    forget(&seen);
+    child_end();
+    bytes = MIB(64);
+    seen = look(child_start(shared_memory, &bytes), NULL, NULL);
+    must_tell(&seen.findings, WARNING, "shared",
+              "64.0 MiB of shared memory: all of it is read while the process stands still");
+    must_not_tell(&seen.findings, OK, "shared");
+    forget(&seen);
+    child_end();
+    seen = look(child_start(memfd, NULL), NULL, NULL);
+    must_tell(&seen.findings, OK, "shared", "4.0 MiB of shared memory, which is read");
+    forget(&seen);
+    child_end();
+    seen = look(child_start(NULL, NULL), NULL, NULL);
+    must_tell(&seen.findings, OK, "shared", "0 B of shared memory");
+    forget(&seen);
+    child_end();
+}
+
 /* -- the rest -- */
 
 static pid_t system_v(void *own_namespace)
@@ -1268,6 +1305,7 @@ int main(void)
         cmocka_unit_test(tcp),
         cmocka_unit_test(unix_sockets),
         cmocka_unit_test(files),
+        cmocka_unit_test(memory_that_is_shared),
         cmocka_unit_test(ipc),
         cmocka_unit_test(objects),
         cmocka_unit_test(missing_pages),

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sharing MB OUTFILE DIRTY_MBPS: a parent and its child, which write to one piece of shared memory:
- * the parent to the even pages, some of them by a second mapping, some of them given back and
- * written anew with what they had; the child, whose file is OUTFILE.child, to the odd ones.  Each
- * knows what it has written in memory of its own; SIGUSR1 as in selfcheck.
+ * sharing MB OUTFILE DIRTY_MBPS [KIND]: a parent and its child, which write to one piece of shared
+ * memory, anonymous unless KIND is memfd or sysv: the parent to the even pages, some of them by a
+ * second mapping, some of them given back and written anew with what they had; the child, whose
+ * file is OUTFILE.child, to the odd ones.  Each knows what it has written in memory of its own;
+ * SIGUSR1 as in selfcheck.
  */
+#include <sys/shm.h>
+
 #include "pages.h"
 
 enum { WRITTEN_TWICE = 3, GIVEN_BACK = 6, KINDS = 8 }; /* of a page: its number modulo 8 */
@@ -63,20 +66,30 @@ static void run(const char *out, double pages_per_ms)
     }
 }
 
+/* Shared memory of that kind. */
+static void *map(const char *kind, size_t bytes)
+{
+    if (strcmp(kind, "sysv") == 0)
+        return shmat(shmget(IPC_PRIVATE, bytes, 0600), NULL, 0);
+    int fd = strcmp(kind, "memfd") == 0 ? memfd_create("sharing", MFD_CLOEXEC) : -1;
+    if (fd >= 0 && ftruncate(fd, (off_t)bytes) < 0)
+        die("ftruncate");
+    return mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                fd >= 0 ? MAP_SHARED : MAP_SHARED | MAP_ANONYMOUS, fd, 0);
+}
+
 int main(int argc, char **argv)
 {
-    size_t mb = argc == 4 ? strtoul(argv[1], NULL, 10) : 0;
+    size_t mb = argc == 4 || argc == 5 ? strtoul(argv[1], NULL, 10) : 0;
     char child[4096];
 
     if (mb == 0) {
-        fprintf(stderr, "usage: sharing MB OUTFILE DIRTY_MBPS\n");
+        fprintf(stderr, "usage: sharing MB OUTFILE DIRTY_MBPS [KIND]\n");
         return 2;
     }
     settle();
     size_t bytes = mb << 20;
-    region_init(&all, "shared",
-                mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0),
-                bytes / PAGE);
+    region_init(&all, "shared", map(argc == 5 ? argv[4] : "anonymous", bytes), bytes / PAGE);
     again = mremap(all.base, 0, bytes, MREMAP_MAYMOVE);
     if (again == MAP_FAILED)
         die("mremap");
