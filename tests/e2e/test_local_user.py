@@ -85,10 +85,11 @@ def test_daemons_and_files(held, mode):
     allowed = {"ENOENT", "EACCES", "EPERM"}
     for g, daemon in ((a, proxy), (b, cache)):
         g.host.path(WORKDIR).chmod(mode)
-        done = nobody(g.host, [sys.executable, "-c", ATTEMPTS, WORKDIR, daemon.pid])
+        done = nobody(g.host, [sys.executable, "-c", ATTEMPTS, WORKDIR, *daemon.pids])
         told = json.loads(done.stdout)
         assert set(told.values()) <= allowed and list(told.values()).count("ENOENT") <= 12, told
-        assert told[f"signal {daemon.pid}"] == "EPERM" and told[f"memory {daemon.pid}"] == "EACCES"
+        for pid in daemon.pids:
+            assert told[f"signal {pid}"] == "EPERM" and told[f"memory {pid}"] == "EACCES"
         for path in g.host.path(WORKDIR).rglob("*"):
             st = path.lstat()
             assert st.st_uid == 0 and not stat.S_ISLNK(st.st_mode), path
