@@ -128,7 +128,7 @@ class Link:
         """The next frame that is no heartbeat: (number, payload); (None, None) at the end of the connection."""
         while True:
             try:
-                number, _, length, _, _, _, _ = HEADER.unpack(self.exactly(HEADER.size))
+                number, _, length, self.heard_session, _, _, _ = HEADER.unpack(self.exactly(HEADER.size))
                 payload = self.exactly(length)
             except (ConnectionError, ssl.SSLError):
                 return None, None
@@ -179,9 +179,9 @@ class Link:
 
 
 def shut(sock):
-    """Says that no more comes, and can still hear."""
+    """Says that no more comes, and can still hear, also by TLS."""
     try:
-        sock.shutdown(socket.SHUT_WR)
+        socket.socket.shutdown(sock, socket.SHUT_WR)
     except OSError:
         pass  # it has been reset
 

@@ -9,12 +9,15 @@ decision, when there is no way back, it has ended here, and does not run again.
 import contextlib
 import os
 import socket
+import ssl
+import struct
 import threading
 
 import pytest
 
 import hostile
 from bed import SLOW, Bed, wait_for
+from credentials import TLS, x509
 from failures import FRAMES, frame, in_network, message, parse_message
 from godwit import ABORTED, CRIU, DOUBT, PEER, REFUSED, Counter, Godwit
 from hostile import Link, any_frame, bulk, is_reason, name_of
@@ -31,19 +34,27 @@ class Gone(Exception):
 class Cache:
     """One of our own: the first connection is a case's, all others are honest."""
 
-    def __init__(self, host):
+    def __init__(self, host, context=None):
+        self.context = context  # of TLS
         self.listener = in_network(host, lambda: socket.create_server(("127.0.0.1", 0), backlog=64))
         self.port = self.listener.getsockname()[1]
         self.heard = 0  # verdicts
 
     def accept(self, patience=20):
         self.listener.settimeout(patience)
-        return Link(self.listener.accept()[0])
+        sock = self.listener.accept()[0]
+        if self.context:
+            sock.settimeout(5)
+            try:
+                sock = self.context.wrap_socket(sock, server_side=True)
+            except (OSError, ssl.SSLError):
+                raise Gone from None
+        return Link(sock)
 
     def serve(self, is_over):
         """What an honest cache says of something that is decided, on any link, until there is nobody to say it to."""
         while not is_over():
-            with contextlib.suppress(TimeoutError), self.accept(0.05) as link:
+            with contextlib.suppress(TimeoutError, Gone), self.accept(0.05) as link:
                 link.sock.settimeout(2)
                 with contextlib.suppress(AssertionError, TimeoutError, ConnectionError):
                     link.greet()
@@ -87,14 +98,13 @@ def up(link):
 def hear_begin(link):
     """Answers what is asked until a snapshot begins: its session, name and nonce are the link's from then on."""
     while True:
-        link.exactly_header = link.sock.recv(32, socket.MSG_PEEK | socket.MSG_WAITALL)
         number, payload = link.hear()
         if number == FRAMES["CHECK"]:
             link.say(frame("CHECKED", b"", 0))
         elif number == FRAMES["SNAPSHOT_BEGIN"]:
             said = parse_message(payload)
             link.name, link.nonce = said[1].decode(), said[5]
-            link.session = hostile.HEADER.unpack(link.exactly_header)[3]
+            link.session = link.heard_session
             return
         elif number is None:
             raise Gone
@@ -189,6 +199,8 @@ def cases(states):
 
 
 MIGRATIONS = {name: (state, make, is_break) for name, state, make, is_break in cases(MIGRATE)}
+MIGRATIONS_BY_TLS = {name: case for name, case in MIGRATIONS.items()
+                     if name.split(": ")[1] in {*map(name_of, FEW), "the end", *(what for what, _ in no_frames())}}
 DUMPS = {name: (state, make, is_break) for name, state, make, is_break in cases(PROXY)}
 
 
@@ -197,12 +209,25 @@ DUMPS = {name: (state, make, is_break) for name, state, make, is_break in cases(
 class Source:
     """A host with a process that counts, and a cache of ours for it to be moved to."""
 
-    def __init__(self, bed):
+    def __init__(self, bed, tls=False):
         self.godwit = Godwit(bed.host("a", cidr="10.77.0.1/24"))
         self.host = self.godwit.host
-        self.cache = Cache(self.host)
+        self.credentials = self.issue() if tls else []
+        self.cache = Cache(self.host, self.context if tls else None)
         self.made = 0
         self.counter = None
+
+    def issue(self):
+        """Credentials for the source, and a server that has those of a cache."""
+        self.godwit.run("keygen", TLS, "a", "b,127.0.0.1", workdir=False)
+        own = self.host.path(f"{TLS}/b")
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=own / "cacert.pem")
+        self.context.load_cert_chain(own / "cert.pem", own / "key.pem")
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        return x509("a")
+
+    def migrate(self):
+        return self.godwit.begin_migrate(self.process().pid, f"127.0.0.1:{self.cache.port}", "--timeout", TIMEOUT, *self.credentials)
 
     def process(self):
         if not self.counter:
@@ -250,6 +275,14 @@ def source():
         made.cache.close()
 
 
+@pytest.fixture(scope="module")
+def protected():
+    with Bed() as bed:
+        made = Source(bed, tls=True)
+        yield made
+        made.cache.close()
+
+
 def one_line(command, err):
     lines = [line for line in err.splitlines() if not line.startswith(("warning", "problem"))]
     assert len(lines) == 1 and lines[0].startswith(f"godwit {command}: ") and lines[0].isprintable(), err
@@ -258,7 +291,7 @@ def one_line(command, err):
 @pytest.mark.xdist_group("hostile-migrate")
 def test_refused_for_its_criu(source):
     """That criu has failed counts at the source only of its own, which is waited for: what the other host says of its is a reason."""
-    migrate = source.godwit.begin_migrate(source.process().pid, f"127.0.0.1:{source.cache.port}", "--timeout", TIMEOUT)
+    migrate = source.migrate()
     source.lie(ended, lambda session: frame("SNAPSHOT_REFUSE", message(f1=CRIU, f2="a criu of 1998"), session), False)
     source.cache.serve(lambda: migrate.ended)
     assert "a criu of 1998" in migrate.end(code=ABORTED).err
@@ -269,9 +302,18 @@ def test_refused_for_its_criu(source):
 @pytest.mark.xdist_group("hostile-migrate")
 @pytest.mark.parametrize("name", hostile.named(MIGRATIONS))
 def test_migrate(source, name):
-    state, make, is_break = MIGRATIONS[name]
-    counter, godwit = source.process(), source.godwit
-    migrate = godwit.begin_migrate(counter.pid, f"127.0.0.1:{source.cache.port}", "--timeout", TIMEOUT)
+    lie_to_migrate(source, *MIGRATIONS[name])
+
+
+@pytest.mark.xdist_group("hostile-migrate-tls")
+@pytest.mark.parametrize("name", hostile.named(MIGRATIONS_BY_TLS))
+def test_migrate_by_tls(protected, name):
+    """By who has good credentials."""
+    lie_to_migrate(protected, *MIGRATIONS_BY_TLS[name])
+
+
+def lie_to_migrate(source, state, make, is_break):
+    godwit, migrate = source.godwit, source.migrate()
     source.lie(state, make, is_break)
     source.cache.serve(lambda: migrate.ended)
     _, err = migrate.process.communicate()
@@ -284,6 +326,52 @@ def test_migrate(source, name):
         one_line("migrate", err)
     source.check(lives=state is not decided)
     godwit.wait_gone("criu")
+
+
+def record(kind, body, version=0x0303, length=None):
+    """Of TLS."""
+    return struct.pack("!BHH", kind, version, len(body) if length is None else length) + body
+
+
+def handshake(kind, body, length=None):
+    return struct.pack("!I", kind << 24 | (len(body) if length is None else length)) + body
+
+
+SERVER_HELLO = b"\x03\x03" + bytes(range(32)) + b"\0" + b"\x13\x02" + b"\0"  # TLS_AES_256_GCM_SHA384
+STRANGERS = {  # what a server that has no credentials says in place of its hello
+    "nothing": b"", "garbage": b"\xa5" * 600, "plain text": hostile.PREAMBLE + frame("HELLO", hostile.hello(), 0),
+    "an alert": record(21, b"\2\x28"), "many warnings": record(21, b"\1\x5a") * 5000,
+    "a record that is too long": record(22, b"\2" * 20000, length=0xffff), "an empty record": record(22, b""),
+    "many empty records": record(22, b"") * 20000, "another version": record(22, handshake(2, SERVER_HELLO), version=0x0900),
+    "a hello that is cut short": record(22, handshake(2, SERVER_HELLO))[:-4],
+    "a hello of TLS 1.2": record(22, handshake(2, SERVER_HELLO + b"\0\0")),
+    "a hello without a key": record(22, handshake(2, SERVER_HELLO + struct.pack("!HHHH", 6, 43, 2, 0x0304))),
+    "a hello of 16 MiB": record(22, handshake(2, SERVER_HELLO, length=0xffffff)) + record(22, b"x" * 16384) * 300,
+    "the end of the handshake": record(22, handshake(20, bytes(48))), "data": record(23, b"x" * 1000),
+    "a certificate": record(22, handshake(11, bytes(1000))),
+}
+
+
+@pytest.mark.xdist_group("hostile-migrate-tls")
+@pytest.mark.parametrize("name", STRANGERS)
+def test_strangers(protected, name):
+    """Who has no credentials gets nothing but the source's hello, and what it says is refused with a line."""
+    migrate = protected.migrate()
+    protected.cache.listener.settimeout(20)
+    with protected.cache.listener.accept()[0] as sock:
+        sock.settimeout(10)
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(STRANGERS[name])
+        hostile.shut(sock)
+        heard = b""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            while more := sock.recv(65536):
+                heard += more
+    _, err = migrate.process.communicate(timeout=60)
+    assert migrate.process.returncode == PEER, err
+    one_line("migrate", err)
+    assert heard[:1] == b"\x16" and len(heard) < 1000 and b"counter" not in heard
+    protected.check(lives=True)
 
 
 def forget(godwit):
