@@ -2,6 +2,7 @@
 #include "testing.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -14,12 +15,104 @@
 #include "criu.pb-c.h"
 #include "criu/cow_areas.h"
 #include "criu/hook_memory.h"
+#include "criu/images.h"
 #include "criu/lazy_areas.h"
 #include "criu/mm_image.h"
 #include "criu/page_server.h"
 #include "criu/pagemap.h"
 #include "criu/stream.h"
 #include "task/task.h"
+
+/* ---- directories of images ---- */
+
+static void make_directory(const char *directory, const char *name, const char *link, char *path)
+{
+    char at[PATH_MAX];
+    snprintf(path, PATH_MAX, "%s/%s", directory, name);
+    assert_int_equal(mkdir(path, 0700), 0);
+    snprintf(at, sizeof(at), "%s/parent", path);
+    assert_true(!link || symlink(link, at) == 0);
+}
+
+/* What a criu is seen to have that has this directory open, and others. */
+static int images_of(const char *path, struct criu_images *ret)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY), proc = open("/proc/self", O_RDONLY | O_DIRECTORY);
+    int twice = dup(fd), file = memfd_create("file", MFD_CLOEXEC);
+    assert_true(fd >= 0 && proc >= 0 && twice >= 0 && file >= 0);
+    int r = criu_images_look(getpid(), 7, ret);
+    close(fd);
+    close(proc);
+    close(twice);
+    close(file);
+    return r;
+}
+
+static void directories_that_follow(void **state)
+{
+    (void)state;
+    struct criu_images first, images;
+    char *directory = directory_make(), path[PATH_MAX], one[PATH_MAX];
+    make_directory(directory, "1", NULL, one);
+    assert_int_equal(images_of(one, &first), 0);
+    assert_false(first.based);
+    assert_false(criu_images_follow(&first, &first));
+    make_directory(directory, "2", "../1", path);
+    assert_int_equal(images_of(path, &images), 0);
+    assert_true(criu_images_follow(&images, &first));
+    assert_false(criu_images_follow(&images, &images));
+    make_directory(directory, "3", one, path); /* absolute */
+    assert_int_equal(images_of(path, &images), 0);
+    assert_true(criu_images_follow(&images, &first));
+    make_directory(directory, "4", "../2", path);
+    assert_int_equal(images_of(path, &images), 0);
+    assert_true(images.based && !criu_images_follow(&images, &first));
+    make_directory(directory, "5", "../no/such", path);
+    assert_int_equal(images_of(path, &images), -ENOLINK);
+    assert_false(criu_images_follow(&images, &first));
+    assert_int_equal(criu_images_look(0, 7, &images), -ENOENT);
+    directory_remove(directory);
+}
+
+static void directories_that_do_not(void **state)
+{
+    (void)state;
+    struct criu_images first, images;
+    char *directory = directory_make(), path[PATH_MAX], one[PATH_MAX], other[PATH_MAX];
+    make_directory(directory, "1", NULL, one);
+    assert_int_equal(images_of(one, &first), 0);
+    make_directory(directory, "2", "../1", path);
+    make_directory(directory, "3", "../2", other);
+
+    int fd = open(other, O_RDONLY | O_DIRECTORY);
+    assert_int_equal(images_of(path, &images), -EMLINK);
+    assert_false(criu_images_follow(&images, &first));
+    close(fd);
+
+    /* It has pages of another task, and of this one. */
+    int at = open(one, O_PATH | O_DIRECTORY);
+    close(openat(at, "pagemap-77.img", O_CREAT | O_WRONLY, 0600));
+    assert_int_equal(images_of(path, &images), 0);
+    assert_true(criu_images_follow(&images, &first));
+    close(openat(at, "pagemap-7.img", O_CREAT | O_WRONLY, 0600));
+    assert_int_equal(images_of(path, &images), 0);
+    assert_true(images.based && !criu_images_follow(&images, &first));
+
+    close(at);
+
+    int fds[IMAGES_OPEN_MAX];
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "many%zu", i);
+        make_directory(directory, name, NULL, other);
+        fds[i] = open(other, O_RDONLY | O_DIRECTORY);
+    }
+    assert_int_equal(images_of(path, &images), -E2BIG);
+    assert_false(criu_images_follow(&images, &first));
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
+        close(fds[i]);
+    directory_remove(directory);
+}
 
 /* ---- pagemap images ---- */
 
@@ -996,6 +1089,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(memory_in_one_piece, open_task, close_task),
         cmocka_unit_test_setup_teardown(memory_that_is_not_there, open_task, close_task),
         cmocka_unit_test(areas_that_may_be_written_to),
+        cmocka_unit_test(directories_that_follow),
+        cmocka_unit_test(directories_that_do_not),
         cmocka_unit_test(pagemap_round_trip),
         cmocka_unit_test(pagemap_of_a_huge_run),
         cmocka_unit_test(pagemap_of_nothing),
