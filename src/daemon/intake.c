@@ -9,6 +9,7 @@
 
 #include "base/io.h"
 #include "criu/page_server.h"
+#include "daemon/lineage.h"
 #include "task/task.h"
 #include "wire/owner.h"
 #include "wire/tcp.h"
@@ -74,16 +75,6 @@ static void memory_forget(struct intake_memory **at)
         intake_memory_free(memory_take(at));
 }
 
-static void memories_forget_number(struct proxy *proxy, uint64_t number)
-{
-    for (struct intake_memory **at = &proxy->memories; *at;) {
-        if ((*at)->number == number)
-            memory_forget(at);
-        else
-            at = &(*at)->next;
-    }
-}
-
 /* Takes the place of what was known before; the oldest makes room. */
 static void memory_keep(struct proxy *proxy, struct intake_memory *memory)
 {
@@ -136,6 +127,59 @@ static struct intake_memory *memory_copy(const struct intake_memory *memory)
     return copy;
 }
 
+/* ---- what is no parent any more ---- */
+
+static void memory_lose(struct intake_memory *memory, const char *why)
+{
+    if (!memory->lost)
+        memory->lost = why;
+}
+
+/* Calls back with all that is known, or is going to be. */
+static void memories_each(struct proxy *proxy, void (*look)(struct intake_memory *, const void *),
+                          const void *with)
+{
+    for (struct intake_memory *memory = proxy->memories; memory; memory = memory->next)
+        look(memory, with);
+    for (struct intake *intake = proxy->intakes; intake; intake = intake->next) {
+        if (intake->memory && !intake->over)
+            look(intake->memory, with);
+    }
+}
+
+static void lose_number(struct intake_memory *memory, const void *number)
+{
+    uint64_t id = *(const uint64_t *)number;
+    if (memory->process > 0 && (memory->number == id || memory_has(memory, SPACE_TASK, id)))
+        memory_lose(memory, "criu has begun to track a process of its number anew, and which one "
+                            "could not be told");
+}
+
+static bool overlaps(const struct intake_memory *memory, pid_t process)
+{
+    return memory->process > 0 && task_started(memory->process) == memory->started &&
+           task_trees_overlap(memory->process, process);
+}
+
+static void lose_cleared(struct intake_memory *memory, const void *process)
+{
+    if (!memory->lost && overlaps(memory, *(const pid_t *)process))
+        memory_lose(memory, "godwit has begun to follow the process by its soft-dirty bits");
+}
+
+void intakes_lose(struct proxy *proxy, pid_t process)
+{
+    memories_each(proxy, lose_cleared, &process);
+}
+
+/* Of the same process it is still what this one may be based on. */
+static void lose_overlapping(struct intake_memory *memory, const void *next)
+{
+    const struct intake_memory *by = next;
+    if (memory->process != by->process && !memory->lost && overlaps(memory, by->process))
+        memory_lose(memory, "criu has begun to track another tree anew that has processes of it");
+}
+
 struct intake_memory *intake_take_dumped(struct proxy *proxy, pid_t process)
 {
     uint64_t patience = FOLLOW_SILENCES * proxy->daemon.options->silence_usec;
@@ -180,13 +224,16 @@ static void intake_fail(struct intake *intake, const struct error *err)
         return;
     log_error(&proxy->daemon.log, "page-server: %s%s%s", intake->memory ? intake->memory->id : "",
               intake->memory ? ": " : "", err->text);
-    /* What this one was to have, no later one has either. */
-    if (intake->memory)
-        memory_forget(memory_before(proxy, intake->memory));
     intake_over(intake);
     if (intake->sender && sender_end_is_sent(intake->sender))
         proxy_add_verdict(proxy, intake->memory->id, intake->memory->nonce, false, err->text);
     intake_answer(intake, -1);
+    /* What this one was to have, no later one has either. */
+    if (intake->memory && intake->memory->process > 0) {
+        intake->memory->lost = "the snapshot before has failed";
+        intake->memory->of_dump = false;
+        memory_keep(proxy, TAKE_PTR(intake->memory));
+    }
 }
 
 static void intake_done(struct intake *intake)
@@ -208,7 +255,7 @@ static bool has_parent(enum space_kind kind, uint64_t id, void *user)
 {
     struct intake *intake = user;
     if (intake->memory->process == 0 && kind == SPACE_TASK)
-        memories_forget_number(intake->proxy, id);
+        memories_each(intake->proxy, lose_number, &id);
     /* An object that is not noted is not a parent next time: that is all. */
     memory_add(intake->memory, kind, id);
     return memory_has(intake->parent, kind, id);
@@ -236,6 +283,8 @@ static void on_sender_changed(struct sender *sender, void *user)
     struct intake *intake = user;
     struct error err;
     int r = 0;
+    if (intake->over)
+        return;
     switch (sender_state(sender)) {
     case SENDER_SENDING:
         r = sender_open_page_door(sender, TAKE_FD(intake->fd), &door_ops, intake);
@@ -273,6 +322,7 @@ static int find_process(int fd, struct intake_memory *memory, struct error *err)
     memory->process = process;
     memory->started = started;
     memory->number = (uint64_t)task_inner_pid(process);
+    memory->images_error = criu_images_look(task_tracer(process), memory->number, &memory->images);
     return 0;
 }
 
@@ -291,41 +341,104 @@ static int intake_prepare(struct intake *intake, uint64_t number)
              (unsigned)(memory->nonce >> 40));
     if (!found)
         log_error(&intake->proxy->daemon.log,
-                  "page-server: %s: whose memory it is cannot be told, so it has no parent and is "
-                  "none: %s",
+                  "page-server: %s: whose memory it is cannot be told, so all memory is sent, and "
+                  "it is no parent: %s",
                   memory->id, err.text);
-    /* A criu that is told of a parent, and has no images of it itself, fails; and behind a dump it
-     * has mostly none. */
-    struct intake_memory *known = *memory_before(intake->proxy, memory);
-    if (known && !known->of_dump && !(intake->parent = memory_copy(known)))
+    return 0;
+}
+
+/* Nobody else may be sending meanwhile what criu is about to track anew.  0, or -1 with *err set:
+ * then criu is refused before it has cleared anything. */
+static int intake_be_alone(const struct intake *intake, struct error *err)
+{
+    struct proxy *proxy = intake->proxy;
+    pid_t process = intake->memory->process;
+    for (const struct intake *other = proxy->intakes; other; other = other->next) {
+        if (other != intake && !other->over && other->memory && process > 0 &&
+            overlaps(other->memory, process))
+            return error_set(err, FAILURE_BUSY,
+                             "process %d: another connection of criu brings its memory, as %s, "
+                             "and that has not ended",
+                             process, other->memory->id);
+    }
+    if (lineages_lose_dirty(proxy, process, NULL, "criu", err) < 0)
+        return -1;
+    if (process > 0)
+        memories_each(proxy, lose_overlapping, intake->memory);
+    return 0;
+}
+
+/* Why the snapshot before is no parent of this one; NULL: it is.  A criu that is told of a parent,
+ * and has no images of it itself, fails; and behind a dump it has mostly none. */
+static const char *why_full(const struct intake_memory *memory, const struct intake_memory *known)
+{
+    if (memory->images_error < 0)
+        return "which images criu has cannot be seen";
+    if (!memory->images.based)
+        return "criu has no images of a snapshot before (--prev-images-dir)";
+    if (!known)
+        return "no snapshot before of the process is known here";
+    if (known->lost)
+        return known->lost;
+    if (known->of_dump)
+        return "the snapshot before was that of a dump";
+    if (!criu_images_follow(&memory->images, &known->images))
+        return "what criu takes for the snapshot before (--prev-images-dir) is not what has come "
+               "here last";
+    return NULL;
+}
+
+static int intake_choose_parent(struct intake *intake)
+{
+    const struct intake_memory *memory = intake->memory;
+    if (memory->process == 0)
+        return 0; /* that has been told */
+    const struct intake_memory *known = *memory_before(intake->proxy, memory);
+    const char *why = why_full(memory, known);
+    if (why)
+        log_info(&intake->proxy->daemon.log, "page-server: %s: all memory is sent%s%s: %s",
+                 memory->id, known ? ", and nothing is left to " : "", known ? known->id : "", why);
+    else if (!(intake->parent = memory_copy(known)))
         return -ENOMEM;
     return 0;
 }
 
-static void intake_begin(struct intake *intake, uint64_t number)
+static int intake_send(struct intake *intake)
 {
     struct proxy *proxy = intake->proxy;
+    Godwit__Pb__SnapshotBegin begin = GODWIT__PB__SNAPSHOT_BEGIN__INIT;
+    begin.id = intake->memory->id;
+    begin.nonce = intake->memory->nonce;
+    begin.pid = (uint32_t)intake->memory->number;
+    begin.command = (char *)"criu --page-server";
+    begin.pre_dump = true;
+    if (intake->parent) {
+        begin.parent = intake->parent->id;
+        begin.parent_nonce = intake->parent->nonce;
+    }
+    intake->sender = sender_new(proxy->daemon.event, proxy->link, ++proxy->last_session, &begin,
+                                &sender_ops, intake);
+    return intake->sender ? 0 : -ENOMEM;
+}
+
+static void intake_begin(struct intake *intake, uint64_t number)
+{
     struct error err;
     int r = intake_prepare(intake, number);
-    if (r == 0 && proxy->link_up) {
-        Godwit__Pb__SnapshotBegin begin = GODWIT__PB__SNAPSHOT_BEGIN__INIT;
-        begin.id = intake->memory->id;
-        begin.nonce = intake->memory->nonce;
-        begin.pid = (uint32_t)intake->memory->number;
-        begin.command = (char *)"criu --page-server";
-        begin.pre_dump = true;
-        if (intake->parent) {
-            begin.parent = intake->parent->id;
-            begin.parent_nonce = intake->parent->nonce;
-        }
-        intake->sender = sender_new(proxy->daemon.event, proxy->link, ++proxy->last_session, &begin,
-                                    &sender_ops, intake);
-        r = intake->sender ? 0 : -ENOMEM;
-    } else if (r == 0) {
+    if (r == 0 && !intake->proxy->link_up) {
         error_set(&err, FAILURE_PEER, "no image-cache is linked");
         intake_fail(intake, &err);
         return;
     }
+    if (r == 0 && intake_be_alone(intake, &err) < 0) {
+        intake->memory = intake_memory_free(intake->memory); /* what is known stays true */
+        intake_fail(intake, &err);
+        return;
+    }
+    if (r == 0)
+        r = intake_choose_parent(intake);
+    if (r == 0)
+        r = intake_send(intake);
     if (r < 0) {
         error_set_errno(&err, FAILURE_SYSTEM, r, "a connection of criu");
         intake_fail(intake, &err);

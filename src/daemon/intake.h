@@ -21,7 +21,13 @@
  *
  * That the number of another task has got another process is criu's to see (--prev-images-dir),
  * which then leaves nothing to the parent.
+ *
+ * What criu takes for the snapshot before has to be the one that is known here, for whatever it has
+ * written elsewhere meanwhile has cleared the soft-dirty bits.  That is told by the directory of
+ * its images (criu/images.h).  And a process whose bits godwit itself has cleared (lineage.h) has
+ * no parent here, nor has one of a tree that has it.
  */
+#include "criu/images.h"
 #include "daemon/proxy.h"
 #include "migrate/sender.h"
 
@@ -43,8 +49,11 @@ struct intake_memory {
     uint64_t nonce;
     struct intake_object *objects;
     size_t count;
-    bool of_dump;         /* and not of a pre-dump: images are to follow */
-    uint64_t closed_usec; /* when criu was told that all is well */
+    struct criu_images images; /* of the criu that has sent it */
+    int images_error;          /* these cannot be seen; or 0 */
+    const char *lost;          /* why it is no parent; NULL: it is one */
+    bool of_dump;              /* and not of a pre-dump: images are to follow */
+    uint64_t closed_usec;      /* when criu was told that all is well */
 };
 
 /* Listens where the option says.  0, or -1 with *err set. */
@@ -56,6 +65,10 @@ bool intakes_control(struct proxy *proxy, const struct frame *frame, const uint8
 void intakes_link_down(struct proxy *proxy, const struct error *err);
 void intakes_tick(struct proxy *proxy);
 void intakes_free(struct proxy *proxy);
+
+/* godwit is about to clear the soft-dirty bits of that process and of all below it: what criu has
+ * sent, or is sending, of a tree that has one of these is no parent. */
+void intakes_lose(struct proxy *proxy, pid_t process);
 
 /* The memory that a dump of that process has sent within three silence times, which nothing else is
  * going to be based on; to be freed, or NULL. */

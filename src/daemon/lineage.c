@@ -6,10 +6,11 @@
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "daemon/intake.h"
 #include "migrate/migration.h"
 #include "task/task.h"
 
-enum { LINEAGES_MAX = 64 };
+enum { LINEAGES_MAX = 64, WHY_MAX = 160 };
 
 struct lineage {
     struct proxy *proxy;
@@ -20,7 +21,7 @@ struct lineage {
     char id[WIRE_ID_MAX + 1]; /* the newest snapshot; "": none */
     uint64_t nonce;           /* of that */
     struct rounds *rounds;    /* NULL: not yet, or not any more */
-    char why[160];            /* lost */
+    char why[WHY_MAX];        /* lost */
     bool lost;                /* it is not followed any more, and why is for who asks next */
     bool over;                /* nobody will ask */
     sd_event_source *end;     /* of the process */
@@ -87,6 +88,46 @@ static int on_process_end(sd_event_source *source, int fd, uint32_t events, void
     sd_event_source_set_enabled(source, SD_EVENT_OFF);
     if (!lineage->taken) /* else who has taken it tells */
         lineage_lose(lineage, "the process has ended");
+    return 0;
+}
+
+/* ---- soft-dirty bits that somebody else clears ---- */
+
+static bool goes_by_bits_of(const struct lineage *lineage, pid_t process)
+{
+    return lineage->kind == FOLLOW_SOFT_DIRTY && !lineage->lost && !lineage->over &&
+           task_started(lineage->pid) == lineage->started &&
+           (process == 0 || task_trees_overlap(lineage->pid, process));
+}
+
+int lineages_lose_dirty(struct proxy *proxy, pid_t process, const struct lineage *except,
+                        const char *who, struct error *err)
+{
+    char why[WHY_MAX];
+    for (const struct lineage *lineage = proxy->lineages; lineage; lineage = lineage->next) {
+        if (lineage != except && lineage->taken && goes_by_bits_of(lineage, process))
+            return error_set(err, FAILURE_BUSY,
+                             "a snapshot is being made of process %d by its soft-dirty bits, which "
+                             "would be cleared",
+                             lineage->pid);
+    }
+    snprintf(why, sizeof(why), "%s has begun to track it anew", who);
+    for (struct lineage *lineage = proxy->lineages; lineage; lineage = lineage->next) {
+        if (lineage != except && goes_by_bits_of(lineage, process))
+            lineage_lose(lineage, why);
+    }
+    return 0;
+}
+
+/* The bits are going to be cleared, and this one alone is told what they have said. */
+static int take_bits(const struct lineage *lineage, struct error *err)
+{
+    struct proxy *proxy = lineage->proxy;
+    if (lineage->kind != FOLLOW_SOFT_DIRTY)
+        return 0;
+    if (lineages_lose_dirty(proxy, lineage->pid, lineage, "another snapshot by godwit", err) < 0)
+        return -1;
+    intakes_lose(proxy, lineage->pid);
     return 0;
 }
 
@@ -255,6 +296,8 @@ int lineage_copy(struct lineage *lineage, struct dump *dump, struct sender *send
                  struct error *err)
 {
     struct rounds_request request = {.root = lineage->pid, .kind = lineage->kind, .shared = true};
+    if (take_bits(lineage, err) < 0)
+        return -1;
     lineage->dump = dump;
     if (lineage->rounds)
         rounds_join(lineage->rounds, sender);

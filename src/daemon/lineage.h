@@ -13,6 +13,10 @@
  * Then the next one has all of the memory again, and says why.
  *
  * A process is told from a later one of the same number by when it began.
+ *
+ * The soft-dirty bits of a process are one set for all who look at them, and whoever clears them
+ * takes from the others what these were to be told.  So of those that are known to this daemon one
+ * at a time goes by them: who comes last.
  */
 #include "daemon/proxy.h"
 #include "migrate/rounds.h"
@@ -62,6 +66,14 @@ void lineage_failed(struct lineage *lineage, const struct error *err);
 
 /* The process has ended here as it was meant to. */
 void lineage_end(struct lineage *lineage);
+
+/*
+ * |who| is about to clear the soft-dirty bits of that process and of all below it (0: it cannot be
+ * told of which).  What goes by these bits, but for |except|, is lost: of such a process, or of a
+ * tree that has it.  0, or -1 with *err set: a snapshot is being made by them, and nothing is lost.
+ */
+int lineages_lose_dirty(struct proxy *proxy, pid_t process, const struct lineage *except,
+                        const char *who, struct error *err);
 
 /* Frees what is over.  From the loop, where nothing of them is at work: a failure may be told from
  * the midst of it. */

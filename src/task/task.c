@@ -118,6 +118,21 @@ uint64_t task_own_bytes(pid_t pid)
     return (resident - MIN(of_files, resident)) * PAGE_BYTES;
 }
 
+static bool is_below(pid_t pid, pid_t root)
+{
+    struct task_stat stat;
+    for (; pid > 0 && pid != root; pid = stat.parent) {
+        if (!task_read_stat(pid, &stat))
+            return true;
+    }
+    return pid == root;
+}
+
+bool task_trees_overlap(pid_t one, pid_t other)
+{
+    return is_below(one, other) || is_below(other, one);
+}
+
 bool task_is_traced(pid_t pid)
 {
     struct task_stat stat;

@@ -36,6 +36,10 @@ pid_t task_parent(pid_t pid);
 /* What it has of memory that no other has by a file: bytes, or 0 when that cannot be told. */
 uint64_t task_own_bytes(pid_t pid);
 
+/* Whether one of two processes is the other or below it, so that they have a tree in common.  True
+ * also where that cannot be told, because a process has gone meanwhile. */
+bool task_trees_overlap(pid_t one, pid_t other);
+
 /* Whether the process stands still under a tracer, as criu's frozen ones do. */
 bool task_is_traced(pid_t pid);
 

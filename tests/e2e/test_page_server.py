@@ -57,6 +57,12 @@ def criu_run(side, action, pid, *argv, images="/tmp/images", with_hook=True, lac
     assert done.returncode == code, f"{done.stderr}\n{side.logs()}"
 
 
+def criu_local(side, action, pid, images, *argv):
+    """With no page server: what it writes stays in its directory."""
+    done = side.host.run([criu_path(), action, "-t", pid, "-D", side.host.mkdir(images), "-o", "/tmp/dump.log", *argv])
+    assert done.returncode == 0, f"{done.stderr}\n{side.logs()}"
+
+
 def criu_dump(side, pid, *argv, **kw):
     criu_run(side, "dump", pid, *argv, **kw)
 
@@ -414,9 +420,126 @@ def test_pre_dumps_of_criu_that_the_proxy_does_not_know(served):
     served.proxy = a.proxy(b, "--page-server", PORT)
     criu_run(a, "dump", dirty.pid, "--track-mem", "--prev-images-dir", "../0", images=images[1])
     a.host.wait_dead(dirty.pid)
+    assert "all memory is sent: no snapshot before of the process is known here" in served.proxy.log()
     b.forget(first)
     b.restore()
     dirty.check(b.host)
+
+
+# ---- and others who track the same process ----
+
+
+def quiet_one(host):
+    """Which writes only when it is told to."""
+    dirty = Dirty(host, 16, 20)
+    dirty.quiet(1)
+    return dirty
+
+
+@pre_dumps_of_criu
+@pytest.mark.parametrize("how", ["another-directory", "the-same-directory"])
+def test_pre_dumps_of_criu_with_one_elsewhere(served, how):
+    """One of a chain goes to a directory, and takes the bits with it: what has come here before is no parent of the next."""
+    a, b = served.a, served.b
+    dirty = quiet_one(a.host)
+    criu_run(a, "pre-dump", dirty.pid, "--track-mem", images="/tmp/images/0")
+    first = newest(b)
+    dirty.write_pages(500)
+    if how == "another-directory":
+        criu_local(a, "pre-dump", dirty.pid, "/tmp/images/1", "--track-mem", "--prev-images-dir", "../0")
+    else:
+        criu_local(a, "pre-dump", dirty.pid, "/tmp/images/0", "--track-mem")
+    previous = "../1" if how == "another-directory" else "../0"
+    dirty.write_pages(500)
+    criu_dump(a, dirty.pid, "--track-mem", "--prev-images-dir", previous, images="/tmp/images/2")
+    a.host.wait_dead(dirty.pid)
+    assert f"all memory is sent, and nothing is left to {first}: what criu takes for the snapshot before" in served.proxy.log()
+    b.restore()
+    dirty.check(b.host)
+    b.forget(first)
+
+
+@pre_dumps_of_criu
+def test_pre_dumps_of_criu_of_who_is_followed(served):
+    """By godwit, by the bits that criu clears."""
+    a, b = served.a, served.b
+    dirty = quiet_one(a.host)
+    a.pre_dump(dirty.pid, "--snapshot", "s0", "--tracker", "soft-dirty")
+    dirty.write_pages(500)
+    criu_run(a, "pre-dump", dirty.pid, "--track-mem")
+    assert f"process {dirty.pid} is followed no more: criu has begun to track it anew" in served.proxy.log()
+    dirty.write_pages(500)
+    done = a.dump(dirty.pid, "--snapshot", "end", "--json")
+    assert done.json["parent"] == "" and "not based on snapshot s0: criu has begun to track it anew" in done.err
+    b.restore("--snapshot", "end")
+    dirty.check(b.host)
+    for snapshot in b.snapshots():
+        b.forget(snapshot)
+
+
+@pre_dumps_of_criu
+def test_pre_dumps_of_criu_and_one_of_godwit(served):
+    """Which clears the bits that criu has to be told of."""
+    a, b = served.a, served.b
+    dirty = quiet_one(a.host)
+    criu_run(a, "pre-dump", dirty.pid, "--track-mem", images="/tmp/images/0")
+    first = newest(b)
+    dirty.write_pages(500)
+    a.pre_dump(dirty.pid, "--snapshot", "s0", "--tracker", "soft-dirty")
+    dirty.write_pages(500)
+    criu_dump(a, dirty.pid, "--track-mem", "--prev-images-dir", "../0", images="/tmp/images/1")
+    a.host.wait_dead(dirty.pid)
+    assert f"nothing is left to {first}: godwit has begun to follow the process by its soft-dirty bits" in served.proxy.log()
+    b.restore()
+    dirty.check(b.host)
+    b.forget(first)
+    b.forget("s0")
+
+
+@pre_dumps_of_criu
+def test_pre_dumps_of_criu_in_the_midst_of_one_of_godwit(served):
+    """criu is refused before it has cleared anything."""
+    a, b = served.a, served.b
+    dirty = quiet_one(a.host)
+    a.pre_dump(dirty.pid, "--snapshot", "s0", "--tracker", "soft-dirty")
+    dirty.write_pages(3000)
+    served.bed.slow("a", "2mbit")
+    running = a.begin("pre-dump", "--remote", "-t", dirty.pid, "--snapshot", "s1", "--tracker", "soft-dirty")
+    a.host.wait_for(lambda: any(s.get("bytes", 0) > 0 for s in a.status() if s.get("snapshot") == "s1"))
+    criu_run(a, "pre-dump", dirty.pid, "--track-mem", code=1)
+    assert f"a snapshot is being made of process {dirty.pid} by its soft-dirty bits" in served.proxy.log()
+    served.bed.slow("a")
+    running.end(0, timeout=60)
+    dirty.write_pages(500)
+    assert a.dump(dirty.pid, "--snapshot", "end", "--json").json["parent"] == "s1"
+    b.restore("--snapshot", "end")
+    dirty.check(b.host)
+
+
+@pre_dumps_of_criu
+@pytest.mark.parametrize("who", ["godwit", "criu"])
+def test_pre_dumps_of_criu_of_a_part_of_a_tree(served, who):
+    """The bits of a child are cleared for who follows its parent too."""
+    a, b = served.a, served.b
+    dirty = Dirty(a.host, 16, 20, within=["unshare", "-f"])
+    dirty.quiet(1)
+    root, dirty.pid = dirty.pid, below(a.host, dirty.pid)
+    a.pre_dump(root, "--snapshot", "s0", "--tracker", "soft-dirty")
+    dirty.write_pages(500)
+    if who == "godwit":
+        a.pre_dump(dirty.pid, "--snapshot", "child", "--tracker", "soft-dirty")
+    else:
+        criu_run(a, "pre-dump", dirty.pid, "--track-mem", "--shell-job")
+    dirty.write_pages(500)
+    done = a.dump(root, "--snapshot", "end", "--json")
+    assert done.json["parent"] == "" and "has begun to track it anew" in done.err
+    b.restore("--snapshot", "end")
+    dirty.check(b.host)
+    for snapshot in b.snapshots():
+        b.forget(snapshot)
+
+
+# ---- what breaks ----
 
 
 def test_no_cache(bed):
@@ -446,7 +569,7 @@ def test_link_breaks_in_the_midst(bed):
 
 # ---- a client of our own ----
 
-ADD_1, HOLE_1, OPEN_1, OPEN, PARENT, ADD, CLOSE = 1, 2, 3, 4, 5, 6, 0x1023
+ADD_1, HOLE_1, OPEN_1, OPEN, PARENT, ADD, GET, CLOSE, FORCE_CLOSE = 1, 2, 3, 4, 5, 6, 7, 0x1023, 0x1024
 PARENT_FLAG, LAZY, PRESENT = 1, 2, 4
 
 
@@ -462,9 +585,14 @@ def connect(side):
 
 
 SEIZE = """if True:
-    import ctypes, sys
+    import ctypes, os, sys
     PTRACE_SEIZE = 0x4206
-    print("seized" if ctypes.CDLL(None).ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None) == 0 else "failed", flush=True)
+    task, images, previous = sys.argv[1:]
+    os.makedirs(images)
+    if previous:
+        os.symlink(previous, f"{images}/parent")
+    directory = os.open(images, os.O_RDONLY)
+    print("seized" if ctypes.CDLL(None).ptrace(PTRACE_SEIZE, int(task), None, None) == 0 else "failed", flush=True)
     sys.stdin.read()
 """
 
@@ -472,20 +600,29 @@ SEIZE = """if True:
 class Client:
     """What criu says, in the form of a release: 24 bytes up to 4.1, 32 from 4.2.
 
-    On the host a process that traces the task, as criu does, has the socket open too (unless told otherwise), until it
-    is closed.
+    On the host a process that traces the task, as criu does, has the socket open too (unless told otherwise), and those
+    that it is told of, until it is closed.  It has a directory of images, with a link to that of the last client for the
+    task whose snapshot has come to something, or to another, or ("") none.
     """
 
-    def __init__(self, side, form, task=..., shared=True):
+    images = {}  # by host and task: the last one's
+
+    def __init__(self, side, form, task=..., shared=True, also=(), previous=None, place="/tmp/client", within=()):
         self.form = form
         self.socket = connect(side)
         self.socket.settimeout(20)
         self.tracer = None
+        self.key = None
         task = side.task if task is ... else task
         if task:
-            self.tracer = side.host.popen(["/usr/bin/python3", "-c", SEIZE, task], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                          pass_fds=[self.socket.fileno()] if shared else [])
+            key = (side.host, task)
+            self.directory = f"{place}/{os.urandom(8).hex()}"
+            previous = self.images.get(key, "") if previous is None else previous
+            self.tracer = side.host.popen([*within, "/usr/bin/python3", "-c", SEIZE, task, self.directory, previous],
+                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                          pass_fds=[s.fileno() for s in ([self.socket] if shared else []) + list(also)])
             assert self.tracer.stdout.readline() == "seized\n"
+            self.key = key if shared else None
 
     def let_go(self):
         """Its end, as that of criu: the task may be traced by another."""
@@ -512,10 +649,13 @@ class Client:
     def hole(self, obj, vaddr, pages):
         self.ask(ADD, obj, pages, vaddr, PARENT_FLAG)
 
-    def close(self):
+    def close(self, command=CLOSE):
         """The status; None when there was none."""
-        self.ask(CLOSE)
-        return self.ended()
+        self.ask(command)
+        status = self.ended()
+        if status == 0 and self.key:
+            self.images[self.key] = f"../{os.path.basename(self.directory)}"
+        return status
 
     def ended(self):
         try:
@@ -713,6 +853,71 @@ def first_snapshot(side):
     assert client.close() == 0
 
 
+def next_parent(side, **kw):
+    """Whether one that asks is told of a parent."""
+    client = Client(side, 32, **kw)
+    told = client.parent(TASK)
+    client.let_go()
+    return told
+
+
+@pytest.mark.parametrize("previous", ["", "../elsewhere", "/tmp/client/elsewhere", "../no/such", "again", "."])
+def test_parent_that_criu_has_none_of(local, previous):
+    """What criu takes for the snapshot before is not what has come here: it has tracked anew since, or sends all anyway."""
+    a, b = local.a, local.b
+    first_snapshot(a)
+    first, directory = newest(b), Client.images[a.host, a.task]
+    a.host.mkdir("/tmp/client/elsewhere")
+    if previous == "again":  # the same one, which somebody has written pages to since
+        previous = directory
+        a.host.path(f"/tmp/client/{directory[3:]}/pagemap-{NUMBER}.img").write_bytes(b"")
+    assert next_parent(a, previous=previous) == 0
+    told = "cannot be seen" if previous == "../no/such" else "--prev-images-dir"
+    local.proxy.wait_log(f"all memory is sent, and nothing is left to {first}: ")
+    assert told in local.proxy.log()
+    b.host.wait_for(lambda: set(b.snapshots()) == {first})
+    b.forget(first)
+
+
+@pytest.mark.parametrize("link", ["relative", "absolute"])
+def test_images_in_another_mount_namespace(local, link):
+    """Of criu, where the image-proxy has nothing of that path."""
+    a, b = local.a, local.b
+    holder = a.host.spawn(["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt && mkdir /mnt/there && exec sleep 1000"])
+    a.host.wait_for(lambda: a.host.path(f"/proc/{holder}/root/mnt/there").exists())
+    there = {"place": "/mnt/there", "within": ["nsenter", "-m", "-t", holder]}
+    client = Client(a, 32, **there)
+    client.parent(TASK)
+    client.open(TASK)
+    client.add(TASK, 0x10000, 1, 2)
+    assert client.close() == 0
+    previous = client.directory if link == "absolute" else f"../{os.path.basename(client.directory)}"
+    client = Client(a, 32, previous=previous, **there)
+    assert client.parent(TASK) == 1
+    assert client.open(TASK) == b"\1"
+    client.hole(TASK, 0x10000, 2)
+    assert client.close() == 0
+    b.forget(newest(b))
+
+
+def test_two_connections_for_one_task(local):
+    """Of one tracer: the second is refused, and the first is whole, and a parent."""
+    a, b = local.a, local.b
+    second = Client(a, 32, None)
+    client = Client(a, 32, also=[second.socket])
+    assert client.parent(TASK) == 0
+    second.ask(PARENT, TASK)
+    assert second.ended() is None
+    local.proxy.wait_log("another connection of criu brings its memory")
+    assert client.open(TASK) == b"\0"
+    client.add(TASK, 0x10000, 1, 2)
+    assert client.close() == 0
+    assert pages_of(b, newest(b)) == {("pagemap-77.img", 0x10000): 1, ("pagemap-77.img", 0x11000): 2}
+    assert next_parent(a) == 1
+    b.host.wait_for(lambda: len(b.snapshots()) == 1)
+    b.forget(newest(b))
+
+
 MISBEHAVIOUR = {
     "hole-without-a-parent": lambda c: (c.open(78 << 8 | 1), c.hole(78 << 8 | 1, 0x1000, 1)),
     "hole-that-the-parent-lacks": lambda c: (c.open(TASK), c.hole(TASK, 0x50000, 1), c.ask(CLOSE)),
@@ -772,6 +977,7 @@ def test_parent_that_the_cache_has_lost(local):
     assert "its parent" in local.proxy.log()
     client = Client(a, 32)
     assert client.parent(TASK) == 0
+    local.proxy.wait_log(": the snapshot before has failed")
     client.open(TASK)
     client.add(TASK, 0x1000, 1)
     assert client.close() == 0

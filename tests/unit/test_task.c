@@ -259,6 +259,22 @@ static void a_family(void **state)
     assert_int_equal(err.code, FAILURE_NOT_FOUND);
 }
 
+static void trees_that_overlap(void **state)
+{
+    (void)state;
+    pid_t one = child_start(NULL, NULL);
+    struct servant other;
+    servant_start(&other, NULL);
+    assert_true(task_trees_overlap(one, one));
+    assert_true(task_trees_overlap(getpid(), one));
+    assert_true(task_trees_overlap(one, getpid()));
+    assert_false(task_trees_overlap(one, other.pid));
+    assert_false(task_trees_overlap(other.pid, one));
+    servant_kill(&other);
+    assert_true(task_trees_overlap(other.pid, one)); /* that cannot be told */
+    child_end();
+}
+
 static pid_t three_files(void *directory)
 {
     static const struct {
@@ -360,6 +376,7 @@ int main(void)
         cmocka_unit_test(build_id_of_ourselves),
         cmocka_unit_test(tasks),
         cmocka_unit_test(a_family),
+        cmocka_unit_test(trees_that_overlap),
         cmocka_unit_test(ways_of_opening),
         cmocka_unit_test(those_that_give_way),
         cmocka_unit_test(whom_a_tracer_traces),
