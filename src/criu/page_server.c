@@ -25,7 +25,7 @@ static uint64_t host_u64(const uint8_t *p)
     return v;
 }
 
-static bool opens_object(uint16_t command)
+bool page_server_opens(uint16_t command)
 {
     return command == PAGE_SERVER_OPEN || command == PAGE_SERVER_OPEN_1 ||
            command == PAGE_SERVER_PARENT;
@@ -79,8 +79,8 @@ int page_server_parse(unsigned *form, const uint8_t *bytes, size_t length,
     struct page_server_request request = {.command = (uint16_t)word, .flags = word >> 16};
     modernise(&request);
     if (*form == 0)
-        *form =
-            opens_object(request.command) && host_u64(bytes + 16) == 0 ? HEADER_LONG : HEADER_SHORT;
+        *form = page_server_opens(request.command) && host_u64(bytes + 16) == 0 ? HEADER_LONG
+                                                                                : HEADER_SHORT;
     if (length < *form)
         return 0;
     bool is_long = *form == HEADER_LONG;

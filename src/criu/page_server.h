@@ -44,6 +44,9 @@ struct page_server_request {
 
 enum { PAGE_SERVER_HEADER_MAX = 32 };
 
+/* Whether a command is about an object that has not been named before, as the first one is. */
+bool page_server_opens(uint16_t command);
+
 /*
  * The same of what criu lazy-pages says: GET, whose object is the bare number of a task, and CLOSE.
  * Their form is told by a GET: bytes 8-15 are a page's address in the short one, and a number of

@@ -462,8 +462,9 @@ static int on_first(sd_event_source *source, int fd, uint32_t events, void *user
     if (n <= 0 || (r == 0 && events & EPOLLHUP)) {
         error_set(&err, FAILURE_CRIU, "a connection ended before its first request");
         r = -1;
-    } else if (r > 0 && request.kind != PAGE_SERVER_TASK && request.kind != PAGE_SERVER_SHARED) {
-        r = error_set(&err, FAILURE_CRIU, "a connection begins with a close");
+    } else if (r > 0 && !page_server_opens(request.command)) {
+        r = error_set(&err, FAILURE_CRIU,
+                      "a connection begins with command %u, which opens nothing", request.command);
     }
     if (r == 0) {
         int want = form == 0 ? FIRST_BYTES : (int)form; /* be woken when it is whole */

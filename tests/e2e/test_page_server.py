@@ -918,6 +918,42 @@ def test_two_connections_for_one_task(local):
     b.forget(newest(b))
 
 
+@pytest.mark.parametrize("form", [24, 32])
+def test_close_by_force(local, form):
+    """As criu says of a connection that it was handed (--ps-socket)."""
+    a, b = local.a, local.b
+    client = Client(a, form)
+    client.open(TASK)
+    client.add(TASK, 0x10000, 1, 2)
+    assert client.close(FORCE_CLOSE) == 0
+    assert pages_of(b, newest(b)) == {("pagemap-77.img", 0x10000): 1, ("pagemap-77.img", 0x11000): 2}
+    b.forget(newest(b))
+
+
+FIRST = {
+    "add": lambda c: c.add(TASK, 0x10000, 1),
+    "add-of-old": lambda c: c.ask(ADD_1, TASK, 1, 0x10000, data=bytes(4096)),
+    "hole": lambda c: c.hole(TASK, 0x10000, 1),
+    "hole-of-old": lambda c: c.ask(HOLE_1, TASK, 1, 0x10000),
+    "get": lambda c: c.ask(GET, NUMBER, 1, 0x10000),
+    "close-by-force": lambda c: c.ask(FORCE_CLOSE),
+}
+
+
+@pytest.mark.parametrize("form", [24, 32])
+@pytest.mark.parametrize("how", FIRST)
+def test_first_command_that_opens_nothing(local, how, form):
+    """It is not criu, so nothing that is known changes by it."""
+    a, b = local.a, local.b
+    first_snapshot(a)
+    client = Client(a, form)
+    FIRST[how](client)
+    assert client.ended() is None
+    assert next_parent(a) == 1
+    b.host.wait_for(lambda: len(b.snapshots()) == 1)
+    b.forget(newest(b))
+
+
 MISBEHAVIOUR = {
     "hole-without-a-parent": lambda c: (c.open(78 << 8 | 1), c.hole(78 << 8 | 1, 0x1000, 1)),
     "hole-that-the-parent-lacks": lambda c: (c.open(TASK), c.hole(TASK, 0x50000, 1), c.ask(CLOSE)),
