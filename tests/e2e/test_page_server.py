@@ -453,9 +453,9 @@ def test_pre_dumps_of_criu_with_one_elsewhere(served, how):
     dirty.write_pages(500)
     criu_dump(a, dirty.pid, "--track-mem", "--prev-images-dir", previous, images="/tmp/images/2")
     a.host.wait_dead(dirty.pid)
-    assert f"all memory is sent, and nothing is left to {first}: what criu takes for the snapshot before" in served.proxy.log()
     b.restore()
     dirty.check(b.host)
+    assert f"all memory is sent, and nothing is left to {first}: what criu takes for the snapshot before" in served.proxy.log()
     b.forget(first)
 
 
@@ -467,12 +467,12 @@ def test_pre_dumps_of_criu_of_who_is_followed(served):
     a.pre_dump(dirty.pid, "--snapshot", "s0", "--tracker", "soft-dirty")
     dirty.write_pages(500)
     criu_run(a, "pre-dump", dirty.pid, "--track-mem")
-    assert f"process {dirty.pid} is followed no more: criu has begun to track it anew" in served.proxy.log()
     dirty.write_pages(500)
     done = a.dump(dirty.pid, "--snapshot", "end", "--json")
-    assert done.json["parent"] == "" and "not based on snapshot s0: criu has begun to track it anew" in done.err
     b.restore("--snapshot", "end")
     dirty.check(b.host)
+    assert done.json["parent"] == "" and "not based on snapshot s0: criu has begun to track it anew" in done.err
+    assert f"process {dirty.pid} is followed no more: criu has begun to track it anew" in served.proxy.log()
     for snapshot in b.snapshots():
         b.forget(snapshot)
 
@@ -489,9 +489,9 @@ def test_pre_dumps_of_criu_and_one_of_godwit(served):
     dirty.write_pages(500)
     criu_dump(a, dirty.pid, "--track-mem", "--prev-images-dir", "../0", images="/tmp/images/1")
     a.host.wait_dead(dirty.pid)
-    assert f"nothing is left to {first}: godwit has begun to follow the process by its soft-dirty bits" in served.proxy.log()
     b.restore()
     dirty.check(b.host)
+    assert f"nothing is left to {first}: godwit has begun to follow the process by its soft-dirty bits" in served.proxy.log()
     b.forget(first)
     b.forget("s0")
 
@@ -532,9 +532,9 @@ def test_pre_dumps_of_criu_of_a_part_of_a_tree(served, who):
         criu_run(a, "pre-dump", dirty.pid, "--track-mem", "--shell-job")
     dirty.write_pages(500)
     done = a.dump(root, "--snapshot", "end", "--json")
-    assert done.json["parent"] == "" and "has begun to track it anew" in done.err
     b.restore("--snapshot", "end")
     dirty.check(b.host)
+    assert done.json["parent"] == "" and "has begun to track it anew" in done.err
     for snapshot in b.snapshots():
         b.forget(snapshot)
 
