@@ -183,7 +183,7 @@ int main(int argc, char **argv)
     double plain = read_plain(pid, buf);
     plain = MAX(plain, read_plain(pid, buf));
     for (int i = 0; i < INTERVALS; i++) {
-        if (tracker_open(&tracker, pid, &err) < 0) {
+        if (tracker_open(&tracker, pid, NULL, &err) < 0) {
             fprintf(stderr, "bench/tracking: %s\n", err.text);
             return 1;
         }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* The ioctl PAGEMAP_SCAN of /proc/PID/pagemap, as linux/fs.h has it from 6.7 on. */
+/* The ioctls PAGEMAP_SCAN of /proc/PID/pagemap, and PROCMAP_QUERY of /proc/PID/maps, as linux/fs.h
+ * has them from 6.7 and 6.11 on. */
 #include <stdint.h>
 #include <sys/ioctl.h>
 
@@ -14,3 +15,11 @@ struct pagemap_scan {
 };
 
 #define SCAN _IOWR('f', 16, struct pagemap_scan)
+
+struct map_query {
+    uint64_t size, flags, address, start, end, vma_flags, page_bytes, offset, inode;
+    uint32_t dev_major, dev_minor, name_size, build_id_size;
+    uint64_t name, build_id;
+};
+
+#define MAP_QUERY _IOWR('f', 17, struct map_query)

@@ -498,6 +498,7 @@ struct rounds *rounds_new(struct sender *sender, const struct rounds_request *re
     rounds->root = request->root;
     rounds->bytes_per_sec = request->bytes_per_sec;
     rounds->kind = request->kind;
+    rounds->helpers = request->helpers;
     rounds->will_verify = request->verify;
     rounds->ops = ops;
     rounds->user = user;

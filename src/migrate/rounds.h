@@ -39,9 +39,10 @@ struct rounds_stats {
 struct rounds_request {
     pid_t root;
     enum follow_kind kind;
-    uint64_t bytes_per_sec; /* at most, while the tasks run; 0: no limit */
-    bool verify;            /* rounds_verify() will be called */
-    bool shared;            /* shared memory is sent too; else it is criu's alone */
+    uint64_t bytes_per_sec;             /* at most, while the tasks run; 0: no limit */
+    bool verify;                        /* rounds_verify() will be called */
+    bool shared;                        /* shared memory is sent too; else it is criu's alone */
+    const struct task_helpers *helpers; /* see task/helper.h; they outlive it */
 };
 
 struct rounds_ops {

@@ -60,6 +60,7 @@ struct rounds {
     struct sender *sender; /* NULL: it is done with */
     pid_t root;
     enum follow_kind kind; /* how they are to be followed */
+    const struct task_helpers *helpers;
     const struct rounds_ops *ops;
     void *user;
     struct shared *shared; /* NULL: it is criu's alone */

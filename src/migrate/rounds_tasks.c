@@ -82,7 +82,7 @@ static int task_look(struct round_task *task)
 
 static int task_follow(struct rounds *rounds, struct round_task *task, struct error *err)
 {
-    if (follower_open(&task->follower, task->pid, rounds->kind, err) < 0)
+    if (follower_open(&task->follower, task->pid, rounds->kind, rounds->helpers, err) < 0)
         return -1;
     if (err->text[0])
         rounds->stats.why_compared = *err;

@@ -124,7 +124,7 @@ static int look_list_tracked(void *with, const struct memory_area *area, struct 
 
 static int uffd_open(struct follower *follower, struct error *err)
 {
-    if (tracker_open(&follower->tracker, follower->pid, err) < 0)
+    if (tracker_open(&follower->tracker, follower->pid, follower->helpers, err) < 0)
         return -1;
     note_stop(follower, (follower->tracker.stopped_nsec + 999) / 1000);
     return 0;
@@ -216,6 +216,19 @@ static int list_dirty(pid_t pid, struct page_runs *runs)
     return look_at_table(pid, look_dirty, runs);
 }
 
+static int clear_dirty(const struct follower *follower)
+{
+    struct task_helper helper;
+    if (!follower->helpers)
+        return page_table_clear(follower->pid);
+    int r = task_helper_start(follower->helpers, TASK_HELP_CLEAR, follower->pid, &helper);
+    if (r < 0)
+        return r;
+    r = task_helper_result(&helper);
+    task_helper_end(&helper);
+    return r;
+}
+
 static int dirty_open(struct follower *follower, struct error *err)
 {
     struct task_stop stop;
@@ -224,7 +237,7 @@ static int dirty_open(struct follower *follower, struct error *err)
     if (!page_table_has_dirty())
         return error_set(err, FAILURE_SYSTEM, "this kernel has no soft-dirty bits");
     uint64_t began = now_usec();
-    if (task_stop(follower->pid, &stop, err) < 0)
+    if (task_stop(follower->pid, follower->helpers, &stop, err) < 0)
         return -1;
     task_go_on(&stop); /* it can be stopped */
     note_stop(follower, now_usec() - began);
@@ -240,16 +253,16 @@ static int dirty_scan(struct follower *follower, struct page_runs *runs)
     struct task_stop stop;
     struct error err;
     if (!follower->cleared) {
-        int r = page_table_clear(follower->pid);
+        int r = clear_dirty(follower);
         follower->cleared = r == 0;
         return r < 0 ? r : list_all(follower->pid, runs);
     }
     uint64_t began = now_usec();
-    if (task_stop(follower->pid, &stop, &err) < 0)
+    if (task_stop(follower->pid, follower->helpers, &stop, &err) < 0)
         return err.code == FAILURE_NOT_FOUND ? -ESRCH : -EBUSY;
     int r = list_dirty(follower->pid, runs);
     if (r == 0)
-        r = page_table_clear(follower->pid);
+        r = clear_dirty(follower);
     int ran = task_go_on(&stop);
     note_stop(follower, now_usec() - began);
     return r < 0 ? r : ran;
@@ -337,13 +350,14 @@ static const struct follow_way ways[] = {
      .list = compare_list},
 };
 
-int follower_open(struct follower *follower, pid_t pid, enum follow_kind kind, struct error *err)
+int follower_open(struct follower *follower, pid_t pid, enum follow_kind kind,
+                  const struct task_helpers *helpers, struct error *err)
 {
     *err = (struct error){0};
     for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
         if (kind == FOLLOW_AUTO ? ways[i].unproven : kind != ways[i].kind)
             continue;
-        *follower = (struct follower){.pid = pid};
+        *follower = (struct follower){.pid = pid, .helpers = helpers};
         if (ways[i].open(follower, err) == 0) {
             follower->way = &ways[i];
             return 0;

@@ -34,6 +34,7 @@ struct follow_way;
 struct follower {
     const struct follow_way *way; /* NULL: closed */
     pid_t pid;
+    const struct task_helpers *helpers;
     struct tracker tracker; /* uffd-wp */
     bool cleared;           /* soft-dirty: the bits are of what was written since the last scan */
     struct page_hashes hashes; /* compare */
@@ -43,9 +44,10 @@ struct follower {
 /*
  * Begins to follow a process.  FOLLOW_AUTO: in the best way that works; then *err, whose text is
  * otherwise "", tells why not in a better one.  0, or -1 with *err set: the process has gone
- * (FAILURE_NOT_FOUND), or it cannot be followed so.
+ * (FAILURE_NOT_FOUND), or it cannot be followed so.  The helpers outlive the follower.
  */
-int follower_open(struct follower *follower, pid_t pid, enum follow_kind kind, struct error *err);
+int follower_open(struct follower *follower, pid_t pid, enum follow_kind kind,
+                  const struct task_helpers *helpers, struct error *err);
 void follower_close(struct follower *follower); /* also one that is closed */
 
 /* Whether criu must not be shown what this process has. */

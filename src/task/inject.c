@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ptrace.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -261,19 +260,48 @@ static uint64_t find_syscall(pid_t pid)
     return found;
 }
 
-static _Noreturn void help(struct stopped *thread, int pidfd, bool has_filter, int socket)
+/* The descriptor, or a negative errno. */
+static int make(pid_t pid, struct answer *answer, const char **step)
+{
+    struct stopped thread = {.pid = pid, .syscall_at = find_syscall(pid)};
+    if (!thread.syscall_at) {
+        /* A process that is just executing another program has none for a moment. */
+        *step = "finding a syscall instruction in it";
+        return -ENOEXEC;
+    }
+    _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0)
+        return -errno;
+    return take(&thread, pidfd, task_has_seccomp_filter(pid), &answer->stopped_nsec, step);
+}
+
+#else
+
+static int make(pid_t pid, struct answer *answer, const char **step)
+{
+    (void)pid;
+    (void)answer;
+    *step = "this processor";
+    return -EOPNOTSUPP;
+}
+
+#endif
+
+void task_help_userfaultfd(pid_t pid, int socket)
 {
     struct answer answer = {0};
     const char *step = "";
-    int fd = take(thread, pidfd, has_filter, &answer.stopped_nsec, &step);
+    int fd = make(pid, &answer, &step);
     if (fd < 0) {
         answer.error_number = -fd;
         strncpy(answer.step, step, sizeof(answer.step) - 1);
     }
     struct iovec iov = {&answer, sizeof(answer)};
     send_passing(socket, &iov, 1, &fd, fd >= 0);
-    _exit(0);
+    close_fd(fd);
 }
+
+/* ---- for the caller ---- */
 
 /* The descriptor, or a negative errno. */
 static int take_answer(int socket, struct answer *answer)
@@ -282,54 +310,24 @@ static int take_answer(int socket, struct answer *answer)
     struct passed passed;
     ssize_t n = receive_passed(socket, 0, &iov, 1, &passed);
     int fd = n < 0 ? -EBADF : passed_take_first(&passed);
-    if (n != sizeof(*answer) || (fd < 0 && !answer->error_number)) {
+    answer->step[sizeof(answer->step) - 1] = '\0';
+    if (n != sizeof(*answer) || (fd < 0 && answer->error_number <= 0)) {
         close_fd(fd);
         return -EIO;
     }
     return answer->error_number ? -answer->error_number : fd;
 }
 
-/* Has a child do it. */
-static int take_by_helper(pid_t pid, int pidfd, struct answer *answer)
+static int take_by_helper(pid_t pid, const struct task_helpers *helpers, struct answer *answer)
 {
-    struct stopped thread = {.pid = pid, .syscall_at = find_syscall(pid)};
-    bool has_filter = task_has_seccomp_filter(pid);
-    sigset_t all, before;
-    int pair[2];
-    if (!thread.syscall_at) {
-        /* A process that is just executing another program has none for a moment. */
-        strcpy(answer->step, "finding a syscall instruction in it");
-        return -ENOEXEC;
-    }
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-        return -errno;
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, &before); /* the helper puts everything back, whatever comes */
-    pid_t helper = fork();
-    if (helper == 0)
-        help(&thread, pidfd, has_filter, pair[1]);
-    int r = helper < 0 ? -errno : 0;
-    sigprocmask(SIG_SETMASK, &before, NULL);
-    close_fd(pair[1]);
-    if (r == 0)
-        r = take_answer(pair[0], answer);
-    close_fd(pair[0]);
-    while (helper > 0 && waitpid(helper, NULL, 0) < 0 && errno == EINTR)
-        ;
+    struct task_helper helper;
+    int r = task_helper_start(helpers, TASK_HELP_USERFAULTFD, pid, &helper);
+    if (r < 0)
+        return r;
+    r = take_answer(helper.socket, answer);
+    task_helper_end(&helper);
     return r;
 }
-
-#else
-
-static int take_by_helper(pid_t pid, int pidfd, struct answer *answer)
-{
-    (void)pid;
-    (void)pidfd;
-    strcpy(answer->step, "this processor");
-    return -EOPNOTSUPP;
-}
-
-#endif
 
 /* What a person can make of it. */
 static int explain(pid_t pid, int r, const struct answer *answer, struct error *err)
@@ -349,14 +347,14 @@ static int explain(pid_t pid, int r, const struct answer *answer, struct error *
                            answer->step[0] ? answer->step : "making a userfaultfd in it");
 }
 
-int task_take_userfaultfd(pid_t pid, uint64_t *ret_stopped_nsec, struct error *err)
+int task_take_userfaultfd(pid_t pid, const struct task_helpers *helpers, uint64_t *ret_stopped_nsec,
+                          struct error *err)
 {
     struct answer answer = {0};
     struct task_stat stat;
     int r = -ESRCH;
-    _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (pidfd >= 0 && task_read_stat(pid, &stat))
-        r = stat.state == 'T' ? -EBUSY : take_by_helper(pid, pidfd, &answer);
+    if (task_read_stat(pid, &stat))
+        r = stat.state == 'T' ? -EBUSY : take_by_helper(pid, helpers, &answer);
     if (r < 0)
         return explain(pid, r, &answer, err);
     *ret_stopped_nsec = answer.stopped_nsec;

@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "task/helper.h"
 
 /*
  * A userfaultfd of the memory of process |pid|, made in it, taken over, and closed there again in
@@ -19,7 +20,10 @@
  * be stopped now (it is traced, stopped, or waits in vfork), has gone (FAILURE_NOT_FOUND), or may
  * not make a userfaultfd.
  *
- * x86-64 only.  Takes some 0.3 ms, at most a second.  A child of the caller does it, so that a
- * process that never stops hangs nobody; it is reaped.
+ * x86-64 only.  Takes some 0.3 ms, at most a second.
  */
-int task_take_userfaultfd(pid_t pid, uint64_t *ret_stopped_nsec, struct error *err);
+int task_take_userfaultfd(pid_t pid, const struct task_helpers *helpers, uint64_t *ret_stopped_nsec,
+                          struct error *err);
+
+/* What a helper does. */
+void task_help_userfaultfd(pid_t pid, int socket);

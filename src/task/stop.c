@@ -155,8 +155,7 @@ static void release_all(const struct threads *threads)
     }
 }
 
-/* Its end would let the process go as well. */
-static _Noreturn void help(pid_t pid, int socket)
+void task_help_stop(pid_t pid, int socket)
 {
     struct threads threads = {0};
     uint8_t byte = 0;
@@ -165,27 +164,10 @@ static _Noreturn void help(pid_t pid, int socket)
         recv(socket, &byte, 1, 0) == 1)
         send(socket, &r, sizeof(r), MSG_NOSIGNAL);
     release_all(&threads);
-    _exit(0);
+    free(threads.list);
 }
 
 /* ---- for the caller ---- */
-
-static int take_answer(int socket)
-{
-    int answer;
-    ssize_t n;
-    do {
-        n = recv(socket, &answer, sizeof(answer), 0);
-    } while (n < 0 && errno == EINTR);
-    return n == sizeof(answer) ? answer : -EIO;
-}
-
-static void reap(const struct task_stop *stop)
-{
-    close_fd(stop->socket);
-    while (waitpid(stop->helper, NULL, 0) < 0 && errno == EINTR)
-        ;
-}
 
 static int explain(pid_t pid, int r, struct error *err)
 {
@@ -200,38 +182,24 @@ static int explain(pid_t pid, int r, struct error *err)
     return error_set_errno(err, FAILURE_SYSTEM, r, "stopping process %d", pid);
 }
 
-int task_stop(pid_t pid, struct task_stop *ret, struct error *err)
+int task_stop(pid_t pid, const struct task_helpers *helpers, struct task_stop *ret,
+              struct error *err)
 {
-    sigset_t all, before;
-    int pair[2];
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, errno, "stopping process %d", pid);
-    *ret = (struct task_stop){.socket = pair[0]};
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, &before); /* no signal of ours is the helper's */
-    ret->helper = fork();
-    if (ret->helper == 0) {
-        close_fd(pair[0]);
-        help(pid, pair[1]);
-    }
-    int r = ret->helper < 0 ? -errno : 0;
-    sigprocmask(SIG_SETMASK, &before, NULL);
-    close_fd(pair[1]);
-    if (r < 0) {
-        close_fd(pair[0]);
+    int r = task_helper_start(helpers, TASK_HELP_STOP, pid, &ret->helper);
+    if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "stopping process %d", pid);
-    }
-    r = take_answer(ret->socket);
+    r = task_helper_result(&ret->helper);
     if (r == 0)
         return 0;
-    reap(ret);
+    task_helper_end(&ret->helper);
     return explain(pid, r, err);
 }
 
 int task_go_on(struct task_stop *stop)
 {
     uint8_t byte = 0;
-    int r = send(stop->socket, &byte, 1, MSG_NOSIGNAL) == 1 ? take_answer(stop->socket) : -EIO;
-    reap(stop);
+    bool said = send(stop->helper.socket, &byte, 1, MSG_NOSIGNAL) == 1;
+    int r = said ? task_helper_result(&stop->helper) : -EIO;
+    task_helper_end(&stop->helper);
     return r;
 }

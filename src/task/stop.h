@@ -11,10 +11,10 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "task/helper.h"
 
 struct task_stop {
-    pid_t helper; /* a child, which traces it */
-    int socket;
+    struct task_helper helper; /* which traces it */
 };
 
 /*
@@ -22,8 +22,12 @@ struct task_stop {
  * traced, or a thread does not stop within a second (vfork, a device).  Takes some 0.2 ms, and some
  * 20 us per thread.
  */
-int task_stop(pid_t pid, struct task_stop *ret, struct error *err);
+int task_stop(pid_t pid, const struct task_helpers *helpers, struct task_stop *ret,
+              struct error *err);
 
 /* Lets it go on.  0, or a negative errno if it has not stood still all the time, because somebody
  * killed the helper. */
 int task_go_on(struct task_stop *stop);
+
+/* What a helper does; its end lets the process go as well. */
+void task_help_stop(pid_t pid, int socket);

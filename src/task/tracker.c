@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 
+#include "base/pagemap_scan.h"
 #include "task/inject.h"
 #include "task/kin.h"
 
@@ -14,15 +15,6 @@ enum {
     FEATURE_UNPOPULATED = 1 << 13,
     FEATURE_ASYNC = 1 << 15,
 };
-
-/* As linux/fs.h has it from 6.11 on. */
-struct map_query {
-    uint64_t size, flags, address, start, end, vma_flags, page_bytes, offset, inode;
-    uint32_t dev_major, dev_minor, name_size, build_id_size;
-    uint64_t name, build_id;
-};
-
-#define QUERY _IOWR('f', 17, struct map_query)
 
 /* Whether the area, if it is there still, has pages that somebody follows. */
 static bool is_tracked(struct page_table *table, const struct memory_area *area)
@@ -58,7 +50,8 @@ static int refuse_second(pid_t pid, struct error *err)
     return error_set(err, FAILURE_BUSY, "process %d is followed already, by another godwit", pid);
 }
 
-int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
+int tracker_open(struct tracker *tracker, pid_t pid, const struct task_helpers *helpers,
+                 struct error *err)
 {
     char path[32];
     *tracker = (struct tracker){.uffd = -EBADF, .maps = -EBADF};
@@ -78,7 +71,7 @@ int tracker_open(struct tracker *tracker, pid_t pid, struct error *err)
         tracker_close(tracker);
         return refuse_second(pid, err);
     }
-    tracker->uffd = task_take_userfaultfd(pid, &tracker->stopped_nsec, err);
+    tracker->uffd = task_take_userfaultfd(pid, helpers, &tracker->stopped_nsec, err);
     struct uffdio_api api = {.api = UFFD_API,
                              .features = FEATURE_SHMEM | FEATURE_UNPOPULATED | FEATURE_ASYNC};
     if (tracker->uffd >= 0 && ioctl(tracker->uffd, UFFDIO_API, &api) == 0)
@@ -122,7 +115,7 @@ static int scan(struct tracker *tracker, const struct memory_area *area, uint64_
 static bool is_bound(const struct tracker *tracker, uint64_t start, uint64_t end)
 {
     struct map_query query = {.size = sizeof(query), .address = start ? start : end - 1};
-    if (ioctl(tracker->maps, QUERY, &query) < 0)
+    if (ioctl(tracker->maps, MAP_QUERY, &query) < 0)
         return errno == ENOTTY;
     return start ? query.start == start : query.end == end;
 }

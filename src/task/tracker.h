@@ -31,6 +31,7 @@
  * process nor a criu that dumps it notices the tracker.  On any one thread.
  */
 #include "base/error.h"
+#include "task/helper.h"
 #include "task/page_table.h"
 
 struct tracker {
@@ -43,7 +44,8 @@ struct tracker {
 
 /* 0, or -1 with *err set: it has a tracker (FAILURE_BUSY), or the kernel or the process does not
  * allow it, see task_take_userfaultfd(). */
-int tracker_open(struct tracker *tracker, pid_t pid, struct error *err);
+int tracker_open(struct tracker *tracker, pid_t pid, const struct task_helpers *helpers,
+                 struct error *err);
 
 /* Lets go: costs the process some 30 ms per GiB, in which it cannot map memory. */
 void tracker_close(struct tracker *tracker);

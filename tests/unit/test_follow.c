@@ -39,7 +39,7 @@ static int begin(void **state)
     struct error err;
     (void)state;
     servant_start(&servant, map_region);
-    return follower_open(&follower, servant.pid, FOLLOW_COMPARE, &err);
+    return follower_open(&follower, servant.pid, FOLLOW_COMPARE, NULL, &err);
 }
 
 static int end(void **state)
@@ -237,7 +237,7 @@ static void missed_and_a_file_since(void **state)
     if (!kernel_writes_async())
         test_skip("no userfaultfd with WP_ASYNC here");
     follower_close(&follower);
-    assert_int_equal(follower_open(&follower, servant.pid, FOLLOW_UFFD_WP, &err), 0);
+    assert_int_equal(follower_open(&follower, servant.pid, FOLLOW_UFFD_WP, NULL, &err), 0);
     puts_on(3, 1);
     puts_on(7, 1);
     puts_on(9, 1);
@@ -393,7 +393,7 @@ static int check_way(bool hides, const char *why)
 {
     struct follower other;
     struct error err;
-    if (follower_open(&other, servant.pid, FOLLOW_AUTO, &err) < 0) {
+    if (follower_open(&other, servant.pid, FOLLOW_AUTO, NULL, &err) < 0) {
         fprintf(stderr, "%s\n", err.text);
         return 3;
     }
@@ -443,7 +443,8 @@ static void not_when_gone(void **state)
     kill(servant.pid, SIGKILL);
     waitpid(servant.pid, NULL, 0);
     for (int kind = FOLLOW_AUTO; kind <= FOLLOW_COMPARE; kind++) {
-        assert_int_equal(follower_open(&other, servant.pid, (enum follow_kind)kind, &err), -1);
+        assert_int_equal(follower_open(&other, servant.pid, (enum follow_kind)kind, NULL, &err),
+                         -1);
         assert_int_equal(err.code, FAILURE_NOT_FOUND);
         follower_close(&other);
     }

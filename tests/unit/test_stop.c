@@ -10,6 +10,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
+#include "task/page_table.h"
 #include "task/stop.h"
 #include "task/task.h"
 
@@ -151,11 +152,16 @@ static void must_stand_still(void)
     assert_int_equal(sum(), before);
 }
 
-static void must_stop(struct task_stop *stop)
+static void must_stop_by(const struct task_helpers *helpers, struct task_stop *stop)
 {
     struct error err;
-    if (task_stop(subject, stop, &err) < 0)
+    if (task_stop(subject, helpers, stop, &err) < 0)
         fail_msg("%s", err.text);
+}
+
+static void must_stop(struct task_stop *stop)
+{
+    must_stop_by(NULL, stop);
 }
 
 static void must_go_on(struct task_stop *stop)
@@ -278,21 +284,89 @@ static void helper_killed(void **state)
     start(counting);
     must_move();
     must_stop(&stop);
-    kill(stop.helper, SIGKILL);
+    kill(stop.helper.pid, SIGKILL);
     must_move();
     assert_true(task_go_on(&stop) < 0);
     must_move();
     end();
 }
 
-static void must_fail(enum failure code, const char *why)
+static void must_fail_by(const struct task_helpers *helpers, enum failure code, const char *why)
 {
     struct task_stop stop;
     struct error err;
-    assert_int_equal(task_stop(subject, &stop, &err), -1);
+    assert_int_equal(task_stop(subject, helpers, &stop, &err), -1);
     assert_int_equal(err.code, code);
     if (!strstr(err.text, why))
         fail_msg("%s", err.text);
+}
+
+static void must_fail(enum failure code, const char *why)
+{
+    must_fail_by(NULL, code, why);
+}
+
+/* The helper is not our child. */
+static int start_elsewhere(void *user, enum task_help help, pid_t pid, int socket)
+{
+    (void)user;
+    pid_t child = fork();
+    if (child == 0) {
+        if (fork() == 0)
+            task_help(help, pid, socket);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    return 0;
+}
+
+static int start_nothing(void *user, enum task_help help, pid_t pid, int socket)
+{
+    (void)help;
+    (void)pid;
+    (void)socket;
+    return *(int *)user;
+}
+
+static void by_others(void **state)
+{
+    (void)state;
+    struct task_stop stop;
+    int fine = 0, full = -EAGAIN;
+    const struct task_helpers others = {.start = start_elsewhere};
+    start(counting);
+    for (int i = 0; i < 10; i++) {
+        must_move();
+        must_stop_by(&others, &stop);
+        assert_int_equal(stop.helper.pid, 0);
+        must_stand_still();
+        must_go_on(&stop);
+        assert_int_equal(task_tracer(subject), 0); /* it has let go before that returns */
+    }
+    must_move();
+    must_fail_by(&(struct task_helpers){.start = start_nothing, .user = &full}, FAILURE_SYSTEM,
+                 strerror(EAGAIN));
+    must_fail_by(&(struct task_helpers){.start = start_nothing, .user = &fine}, FAILURE_SYSTEM,
+                 strerror(EIO));
+    end();
+    must_fail_by(&others, FAILURE_NOT_FOUND, "has ended");
+}
+
+static void clear_by_others(void **state)
+{
+    (void)state;
+    struct task_helper helper;
+    const struct task_helpers others = {.start = start_elsewhere};
+    start(counting);
+    must_move();
+    assert_int_equal(task_helper_start(&others, TASK_HELP_CLEAR, subject, &helper), 0);
+    assert_int_equal(task_helper_result(&helper), page_table_clear(subject));
+    task_helper_end(&helper);
+    must_move();
+    end();
+    assert_int_equal(task_helper_start(&others, TASK_HELP_CLEAR, subject, &helper), 0);
+    assert_int_equal(task_helper_result(&helper), -ESRCH);
+    task_helper_end(&helper);
 }
 
 static void those_that_cannot(void **state)
@@ -322,6 +396,8 @@ int main(void)
         cmocka_unit_test_teardown(one_that_is_stopped, end_what_runs),
         cmocka_unit_test_teardown(nobody_notices, end_what_runs),
         cmocka_unit_test_teardown(helper_killed, end_what_runs),
+        cmocka_unit_test_teardown(by_others, end_what_runs),
+        cmocka_unit_test_teardown(clear_by_others, end_what_runs),
         cmocka_unit_test_teardown(those_that_cannot, end_what_runs),
     };
     return test_exit(cmocka_run_group_tests(tests, NULL, NULL));

@@ -85,7 +85,7 @@ static int begin_tracking(void **state)
     if (!kernel_writes_async())
         return 0;
     begin(state);
-    if (tracker_open(&tracker, servant.pid, &err) == 0)
+    if (tracker_open(&tracker, servant.pid, NULL, &err) == 0)
         return 0;
     fprintf(stderr, "not tracked: %s\n", err.text);
     return -1;
@@ -405,17 +405,17 @@ static void another_program(void **state)
     assert_int_equal(tracker_list(&tracker, &area, &runs), -ESRCH);
     struct tracker again;
     struct error err;
-    int r = tracker_open(&again, servant.pid, &err);
+    int r = tracker_open(&again, servant.pid, NULL, &err);
     for (unsigned i = 0; r < 0 && i < 1000; i++) {
         usleep(1000); /* it has its name before it has its memory */
-        r = tracker_open(&again, servant.pid, &err);
+        r = tracker_open(&again, servant.pid, NULL, &err);
     }
     assert_int_equal(r, 0);
     tracker_close(&again);
     kill(servant.pid, SIGKILL);
     waitpid(servant.pid, NULL, 0);
     assert_int_equal(tracker_scan(&tracker, &area, &runs), -ESRCH);
-    assert_int_equal(tracker_open(&again, servant.pid, &err), -1);
+    assert_int_equal(tracker_open(&again, servant.pid, NULL, &err), -1);
     assert_int_equal(err.code, FAILURE_NOT_FOUND);
 }
 
@@ -561,7 +561,7 @@ static int take(void)
 {
     uint64_t stopped;
     struct error err;
-    int fd = task_take_userfaultfd(servant.pid, &stopped, &err);
+    int fd = task_take_userfaultfd(servant.pid, NULL, &stopped, &err);
     if (fd < 0)
         fail_msg("%s", err.text);
     assert_true(stopped > 0);
@@ -573,7 +573,7 @@ static void must_not_take(enum failure code, const char *text)
 {
     uint64_t stopped;
     struct error err;
-    assert_int_equal(task_take_userfaultfd(servant.pid, &stopped, &err), -1);
+    assert_int_equal(task_take_userfaultfd(servant.pid, NULL, &stopped, &err), -1);
     assert_int_equal(err.code, code);
     assert_contains(err.text, text);
 }
@@ -835,11 +835,11 @@ static void not_twice_in_one_memory(void **state)
     writes(0);
     must_scan("0");
     has_it(share_memory);
-    assert_int_equal(tracker_open(&second, (pid_t)servant.orders->numbers[0], &err), -1);
+    assert_int_equal(tracker_open(&second, (pid_t)servant.orders->numbers[0], NULL, &err), -1);
     assert_int_equal(err.code, FAILURE_BUSY);
     snprintf(expected, sizeof(expected), "with process %d,", servant.pid);
     assert_non_null(strstr(err.text, expected));
-    assert_int_equal(tracker_open(&second, servant.pid, &err), -1);
+    assert_int_equal(tracker_open(&second, servant.pid, NULL, &err), -1);
     assert_non_null(strstr(err.text, "followed already"));
 }
 
