@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include "base/io.h"
+#include "base/passing.h"
 #include "wire/owner.h"
 #include "wire/tcp.h"
 
@@ -81,6 +82,14 @@ void target_free(struct target *target)
     *target = (struct target){0};
 }
 
+int target_check(const struct target *target, const struct protection *protection,
+                 struct error *err)
+{
+    if (target->kind != TARGET_TCP || tcp_check(target->host, target->port, protection, err) == 0)
+        return 0;
+    return err->code == FAILURE_USAGE ? -1 : 0;
+}
+
 /* ---- dialling ---- */
 
 struct dial {
@@ -90,7 +99,8 @@ struct dial {
     uint64_t silence_usec;
     const struct dial_ops *ops;
     void *user;
-    sd_event_source *io, *timer; /* of the attempt, or of the pause before it */
+    const struct dialler *dialler; /* NULL: we do it ourselves */
+    sd_event_source *io, *timer;   /* of the attempt, or of the pause before it */
     struct tcp_dial tcp;
     struct error last; /* of the addresses tried so far */
     pid_t child;       /* that carries the link, or 0 */
@@ -139,13 +149,16 @@ static int dial_fail_soon(struct dial *dial)
 
 static int dial_watch(struct dial *dial, int fd);
 
+static void explain(const struct target *target, int error_number, struct error *err)
+{
+    error_set_errno(err, FAILURE_PEER, error_number, "%s, port %s", target->host, target->port);
+    if (error_number == ECONNREFUSED)
+        error_append(err, ": nobody listens there (`godwit image-cache` on that host does)");
+}
+
 static void dial_try_next(struct dial *dial, int error_number)
 {
-    error_set_errno(&dial->last, FAILURE_PEER, error_number, "%s, port %s", dial->target->host,
-                    dial->target->port);
-    if (error_number == ECONNREFUSED)
-        error_append(&dial->last,
-                     ": nobody listens there (`godwit image-cache` on that host does)");
+    explain(dial->target, error_number, &dial->last);
     struct error ignored;
     dial->io = sd_event_source_disable_unref(dial->io);
     int fd = tcp_dial_next(&dial->tcp, &ignored);
@@ -161,15 +174,19 @@ static int on_dial_late(sd_event_source *source, uint64_t usec, void *user)
     return 0;
 }
 
+static int socket_error(int fd)
+{
+    int error_number = 0;
+    socklen_t length = sizeof(error_number);
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error_number, &length) < 0 ? errno : error_number;
+}
+
 static int on_dial_io(sd_event_source *source, int fd, uint32_t events, void *user)
 {
     (void)source;
     (void)events;
     struct dial *dial = user;
-    int error_number = 0;
-    socklen_t length = sizeof(error_number);
-    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error_number, &length) < 0)
-        error_number = errno;
+    int error_number = socket_error(fd);
     if (error_number) {
         dial_try_next(dial, error_number);
         return 0;
@@ -198,17 +215,106 @@ static int dial_tcp(struct dial *dial, struct error *err)
     return fd < 0 ? -1 : dial_watch(dial, fd);
 }
 
-static int dial_unix(struct dial *dial, struct error *err)
+static int connect_unix(const struct target *target, struct error *err)
 {
-    int fd = unix_connect_path(dial->target->rest, SOCK_STREAM);
+    int fd = unix_connect_path(target->rest, SOCK_STREAM);
     if (fd < 0)
-        return error_set_errno(err, FAILURE_PEER, fd, "unix:%s", dial->target->rest);
+        return error_set_errno(err, FAILURE_PEER, fd, "unix:%s", target->rest);
     if (unix_check_owner(fd, err) < 0) {
         close(fd);
-        return error_prefix(err, "unix:%s", dial->target->rest);
+        return error_prefix(err, "unix:%s", target->rest);
     }
     set_nonblocking(fd, true);
-    return dial_watch(dial, fd);
+    return fd;
+}
+
+static int dial_unix(struct dial *dial, struct error *err)
+{
+    int fd = connect_unix(dial->target, err);
+    return fd < 0 ? -1 : dial_watch(dial, fd);
+}
+
+/* ---- by somebody else ---- */
+
+/* 0, or the errno. */
+static int wait_connected(int fd, uint64_t patience_usec)
+{
+    struct pollfd connected = {.fd = fd, .events = POLLOUT};
+    int n;
+    while ((n = poll(&connected, 1, (int)(patience_usec / USEC_PER_MSEC))) < 0 && errno == EINTR)
+        ;
+    return n > 0 ? socket_error(fd) : ETIMEDOUT;
+}
+
+static int connect_tcp(const struct target *target, const struct protection *protection,
+                       uint64_t silence_usec, struct error *err)
+{
+    struct tcp_dial tcp;
+    struct error ignored;
+    int error_number, fd = tcp_dial_begin(&tcp, target->host, target->port, protection, err);
+    while (fd >= 0 && (error_number = wait_connected(fd, silence_usec)) != 0) {
+        explain(target, error_number, err);
+        close_fd(fd);
+        fd = tcp_dial_next(&tcp, &ignored);
+    }
+    tcp_dial_end(&tcp);
+    return fd;
+}
+
+_Noreturn void dial_help(const struct target *target, const struct protection *protection,
+                         uint64_t silence_usec, int socket)
+{
+    struct error err = {0};
+    struct iovec iov = {&err, sizeof(err)};
+    int fd = target->kind == TARGET_UNIX ? connect_unix(target, &err)
+                                         : connect_tcp(target, protection, silence_usec, &err);
+    send_passing(socket, &iov, 1, &fd, fd >= 0);
+    _exit(0);
+}
+
+/* The connected socket, or -1 with *err set. */
+static int take_answer(int socket, struct error *err)
+{
+    struct iovec iov = {err, sizeof(*err)};
+    struct passed passed;
+    ssize_t n = receive_passed(socket, 0, &iov, 1, &passed);
+    int fd = n < 0 ? -EBADF : passed_take_first(&passed);
+    err->text[sizeof(err->text) - 1] = '\0';
+    if (n == sizeof(*err) && (fd >= 0 || err->code != FAILURE_NONE))
+        return fd < 0 ? -1 : fd;
+    close_fd(fd);
+    return error_set_errno(err, FAILURE_SYSTEM, n < 0 ? (int)n : EIO, "connecting");
+}
+
+static int on_dial_answer(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)events;
+    struct dial *dial = user;
+    int connected = take_answer(fd, &dial->last);
+    dial->io = sd_event_source_disable_unref(dial->io);
+    if (connected < 0)
+        dial_fail_soon(dial);
+    else
+        dial_connected(dial, connected);
+    return 0;
+}
+
+/* The child ends by itself: it has a time for each address. */
+static int dial_by_helper(struct dial *dial, struct error *err)
+{
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, errno, "connecting");
+    int r = dial->dialler->start(dial->dialler->user, pair[1]);
+    close_fd(pair[1]);
+    if (r == 0)
+        r = sd_event_add_io(dial->event, &dial->io, pair[0], EPOLLIN, on_dial_answer, dial);
+    if (r < 0) {
+        close_fd(pair[0]);
+        return error_set_errno(err, FAILURE_SYSTEM, r, "connecting");
+    }
+    return sd_event_source_set_io_fd_own(dial->io, true);
 }
 
 /* ---- a program that carries the link ---- */
@@ -316,6 +422,11 @@ struct dial *dial_new(sd_event *event, const struct target *target,
     return dial;
 }
 
+void dial_use(struct dial *dial, const struct dialler *dialler)
+{
+    dial->dialler = dialler;
+}
+
 struct dial *dial_free(struct dial *dial)
 {
     if (!dial)
@@ -327,22 +438,25 @@ struct dial *dial_free(struct dial *dial)
     return NULL;
 }
 
+static int dial_try(struct dial *dial, struct error *err)
+{
+    if (dial->dialler)
+        return dial_by_helper(dial, err);
+    switch (dial->target->kind) {
+    case TARGET_TCP:
+        return dial_tcp(dial, err);
+    case TARGET_UNIX:
+        return dial_unix(dial, err);
+    default:
+        return dial_program(dial, err);
+    }
+}
+
 int dial_begin(struct dial *dial, struct error *err)
 {
     dial_stop(dial);
     error_set(&dial->last, FAILURE_PEER, "no address");
-    int r;
-    switch (dial->target->kind) {
-    case TARGET_TCP:
-        r = dial_tcp(dial, &dial->last);
-        break;
-    case TARGET_UNIX:
-        r = dial_unix(dial, &dial->last);
-        break;
-    default:
-        r = dial_program(dial, &dial->last);
-    }
-    if (r >= 0)
+    if (dial_try(dial, &dial->last) >= 0)
         return 0;
     *err = dial->last;
     if (dial->last.code == FAILURE_USAGE || dial_fail_soon(dial) < 0)

@@ -29,6 +29,11 @@ struct target {
 int target_parse(const char *text, struct target *ret, struct error *err);
 void target_free(struct target *target);
 
+/* Whether a link may go there: 0, or -1 with *err set (FAILURE_USAGE: an address that is not
+ * allowed).  What cannot be told now is allowed. */
+int target_check(const struct target *target, const struct protection *protection,
+                 struct error *err);
+
 struct dial;
 
 struct dial_ops {
@@ -46,6 +51,21 @@ struct dial_ops {
 struct dial *dial_new(sd_event *event, const struct target *target,
                       const struct protection *protection, uint64_t silence_usec,
                       const struct dial_ops *ops, void *user);
+
+/* Who dials for a caller that may not make sockets. */
+struct dialler {
+    /* Has a child call dial_help(), with the socket, which stays the caller's.  0 or a negative
+     * errno. */
+    int (*start)(void *user, int socket);
+    void *user;
+};
+
+/* TCP and UNIX only; to be called before the first attempt.  The dialler outlives the dial. */
+void dial_use(struct dial *dial, const struct dialler *dialler);
+
+/* In the child: makes one attempt, answers, and ends. */
+_Noreturn void dial_help(const struct target *target, const struct protection *protection,
+                         uint64_t silence_usec, int socket);
 
 /* Takes NULL, returns NULL.  A program that was started ends with its socket; one that does not
  * within two seconds is killed. */

@@ -129,6 +129,16 @@ void tcp_peer_name(int fd, char name[TCP_NAME_BYTES])
         *name = '\0';
 }
 
+int tcp_check(const char *host, const char *port, const struct protection *protection,
+              struct error *err)
+{
+    struct addrinfo *addresses;
+    if (resolve(host, port, 0, protection, &addresses, err) < 0)
+        return -1;
+    freeaddrinfo(addresses);
+    return 0;
+}
+
 int tcp_dial_begin(struct tcp_dial *dial, const char *host, const char *port,
                    const struct protection *protection, struct error *err)
 {

@@ -26,6 +26,11 @@ struct transport *tcp_transport(int fd, const struct protection *protection, con
 enum { TCP_NAME_BYTES = 64 };
 void tcp_peer_name(int fd, char name[TCP_NAME_BYTES]);
 
+/* Whether the host's addresses are allowed: 0, or -1 with *err set (FAILURE_USAGE: they are not;
+ * else they cannot be told). */
+int tcp_check(const char *host, const char *port, const struct protection *protection,
+              struct error *err);
+
 struct tcp_dial {
     struct addrinfo *addresses, *next;
 };
