@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "wire/tcp.h"
 
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <string.h>
@@ -119,13 +120,19 @@ struct transport *tcp_transport(int fd, const struct protection *protection, con
     return transport;
 }
 
+/* Not by getnameinfo(), which makes a socket to find the name of a link-local address's interface:
+ * that would kill a parser (daemon/confine.h). */
 void tcp_peer_name(int fd, char name[TCP_NAME_BYTES])
 {
     struct sockaddr_storage address;
     socklen_t length = sizeof(address);
-    if (!is_internet(fd) || getpeername(fd, (struct sockaddr *)&address, &length) < 0 ||
-        getnameinfo((struct sockaddr *)&address, length, name, TCP_NAME_BYTES, NULL, 0,
-                    NI_NUMERICHOST) != 0)
+    *name = '\0';
+    if (!is_internet(fd) || getpeername(fd, (struct sockaddr *)&address, &length) < 0)
+        return;
+    const void *at = address.ss_family == AF_INET
+                         ? (const void *)&((const struct sockaddr_in *)&address)->sin_addr
+                         : &((const struct sockaddr_in6 *)&address)->sin6_addr;
+    if (!inet_ntop(address.ss_family, at, name, TCP_NAME_BYTES))
         *name = '\0';
 }
 
