@@ -514,7 +514,7 @@ static int cache_serve(struct cache *cache, struct error *err)
 static int cache_confine(struct cache *cache, struct error *err)
 {
     if (daemon_prepare(&cache->daemon, err) < 0 ||
-        confine(cache->store_path, &cache->store_fd, err) < 0)
+        confine_cache(cache->store_path, &cache->store_fd, err) < 0)
         return -1;
     cache->daemon.workdir = -EBADF; /* closed with what leads out */
     cache->store = store_open_at(cache->store_path, TAKE_FD(cache->store_fd), cache->limit, err);

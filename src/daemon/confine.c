@@ -6,6 +6,7 @@
 #include <linux/capability.h>
 #include <linux/netlink.h>
 #include <linux/sockios.h>
+#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
@@ -18,6 +19,7 @@
 #include <time.h>
 
 #include "base/io.h"
+#include "base/pagemap_scan.h"
 
 /* ---- the file system ---- */
 
@@ -71,26 +73,46 @@ static int close_directories(int but)
 
 /* ---- capabilities ---- */
 
-static int drop_capabilities(void)
+#define CAPABILITY(name) (UINT64_C(1) << (name))
+
+/* What is executed by those who are not root gets no more than they have, anyway. */
+static int bound_capabilities(uint64_t keep)
 {
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0};
     for (unsigned long capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0;
          capability++) {
-        if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+        if (!(keep >> capability & 1) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 &&
+            geteuid() == 0)
             return -errno;
     }
-    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 ||
-        syscall(SYS_capset, &header, none) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        return -errno;
     return 0;
+}
+
+/* Gives up all but these, of which it may lack some. */
+static int keep_capabilities(uint64_t keep)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct has[_LINUX_CAPABILITY_U32S_3];
+    int r = bound_capabilities(keep);
+    if (r < 0)
+        return r;
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 ||
+        syscall(SYS_capget, &header, has) < 0)
+        return -errno;
+    for (size_t i = 0; i < ARRAY_SIZE(has); i++) {
+        has[i].permitted &= (uint32_t)(keep >> 32 * i);
+        has[i].effective = has[i].permitted;
+        has[i].inheritable = 0;
+    }
+    return syscall(SYS_capset, &header, has) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0
+               ? -errno
+               : 0;
 }
 
 /* ---- system calls ---- */
 
 /* By name, because not every architecture has all of them. */
 static const char *const allowed[] = {
-    /* files and descriptors that are open, and what is below the root */
+    /* files and descriptors that are open */
     "read",
     "readv",
     "pread64",
@@ -115,29 +137,15 @@ static const char *const allowed[] = {
     "lstat",
     "statx",
     "fstatfs",
-    "openat",
     "getdents64",
-    "mkdirat",
-    "unlinkat",
-    "renameat",
-    "renameat2",
-    "linkat",
-    "ftruncate",
-    "ftruncate64",
-    "fallocate",
-    "fadvise64",
-    "copy_file_range",
     "splice",
     "vmsplice",
     "sendfile",
-    "faccessat",
-    "faccessat2",
     /* memory; see limited[] for more */
     "munmap",
     "mremap",
     "madvise",
     "brk",
-    "msync",
     /* connections that others have made */
     "accept",
     "accept4",
@@ -195,6 +203,17 @@ static const char *const allowed[] = {
     "exit_group",
 };
 
+/* The parser of an image-cache has a root of its own. */
+static const char *const allowed_cache[] = {
+    "openat",          "mkdirat",   "unlinkat",    "renameat",   "renameat2",
+    "linkat",          "ftruncate", "ftruncate64", "fallocate",  "fadvise64",
+    "copy_file_range", "msync",     "faccessat",   "faccessat2",
+};
+
+/* That of an image-proxy looks into processes. */
+static const char *const allowed_proxy[] = {"process_vm_readv", "readlink", "readlinkat",
+                                            "socketpair"};
+
 /* With some arguments only. */
 struct limited {
     const char *name;
@@ -210,14 +229,17 @@ struct limited {
     {                                                                                              \
         .arg = 1, .op = SCMP_CMP_EQ, .datum_a = (command)                                          \
     }
-#define FCNTL(command)                                                                             \
-    {"fcntl", 1, {COMMAND(command)}},                                                              \
-    {                                                                                              \
-        "fcntl64", 1,                                                                              \
-        {                                                                                          \
-            COMMAND(command)                                                                       \
-        }                                                                                          \
-    }
+
+/* Not those by which signals are sent to others: F_SETOWN, F_SETSIG, F_SETLEASE. */
+static const int fcntl_commands[] = {
+    F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD,      F_SETFD,     F_GETFL,     F_GETLK,
+    F_SETLK, F_GETPIPE_SZ,    F_SETPIPE_SZ, F_GET_SEALS, F_ADD_SEALS,
+};
+
+/* UFFDIO_COPY and its like would write into the process. */
+static const unsigned long proxy_ioctls[] = {
+    SCAN, MAP_QUERY, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WRITEPROTECT,
+};
 
 static int allow(scmp_filter_ctx filter, const char *name, const struct scmp_arg_cmp *when,
                  unsigned count)
@@ -228,7 +250,23 @@ static int allow(scmp_filter_ctx filter, const char *name, const struct scmp_arg
                : seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, number, count, when);
 }
 
-static int allow_all(scmp_filter_ctx filter)
+static int allow_names(scmp_filter_ctx filter, const char *const *names, size_t count)
+{
+    int r = 0;
+    for (size_t i = 0; i < count && r == 0; i++)
+        r = allow(filter, names[i], NULL, 0);
+    return r;
+}
+
+/* With this value of its second argument. */
+static int allow_command(scmp_filter_ctx filter, const char *name, scmp_datum_t command)
+{
+    return allow(filter, name,
+                 &(struct scmp_arg_cmp){.arg = 1, .op = SCMP_CMP_EQ, .datum_a = command}, 1);
+}
+
+/* What both parsers need. */
+static int allow_common(scmp_filter_ctx filter)
 {
     const struct scmp_arg_cmp not_executable = WITHOUT(2, PROT_EXEC);
     /* A descriptor can have the kernel send any signal to any process. */
@@ -237,11 +275,6 @@ static int allow_all(scmp_filter_ctx filter)
         {"mmap", 1, {not_executable}},
         {"mmap2", 1, {not_executable}},
         {"mprotect", 1, {not_executable}},
-        FCNTL(F_GETFD),
-        FCNTL(F_SETFD),
-        FCNTL(F_DUPFD_CLOEXEC),
-        FCNTL(F_GETFL),
-        FCNTL(F_SETPIPE_SZ),
         {"fcntl", 2, {COMMAND(F_SETFL), without_signals}},
         {"fcntl64", 2, {COMMAND(F_SETFL), without_signals}},
         /* to whom a connection leads, and nobody else */
@@ -258,15 +291,40 @@ static int allow_all(scmp_filter_ctx filter)
         /* abort() */
         {"tgkill", 1, {{.arg = 0, .op = SCMP_CMP_EQ, .datum_a = (scmp_datum_t)getpid()}}},
     };
-    int r = 0;
-    for (size_t i = 0; i < ARRAY_SIZE(allowed) && r == 0; i++)
-        r = allow(filter, allowed[i], NULL, 0);
+    int r = allow_names(filter, allowed, ARRAY_SIZE(allowed));
     for (size_t i = 0; i < ARRAY_SIZE(limited) && r == 0; i++)
         r = allow(filter, limited[i].name, limited[i].when, limited[i].count);
+    for (size_t i = 0; i < ARRAY_SIZE(fcntl_commands) && r == 0; i++) {
+        r = allow_command(filter, "fcntl", (scmp_datum_t)fcntl_commands[i]);
+        if (r == 0)
+            r = allow_command(filter, "fcntl64", (scmp_datum_t)fcntl_commands[i]);
+    }
     return r;
 }
 
-static int filter_calls(void)
+static int allow_cache(scmp_filter_ctx filter)
+{
+    int r = allow_common(filter);
+    return r < 0 ? r : allow_names(filter, allowed_cache, ARRAY_SIZE(allowed_cache));
+}
+
+static int allow_proxy(scmp_filter_ctx filter)
+{
+    const struct scmp_arg_cmp to_read = {.arg = 2,
+                                         .op = SCMP_CMP_MASKED_EQ,
+                                         .datum_a = O_ACCMODE | O_CREAT | O_TRUNC,
+                                         .datum_b = O_RDONLY};
+    int r = allow_common(filter);
+    if (r == 0)
+        r = allow_names(filter, allowed_proxy, ARRAY_SIZE(allowed_proxy));
+    if (r == 0)
+        r = allow(filter, "openat", &to_read, 1);
+    for (size_t i = 0; i < ARRAY_SIZE(proxy_ioctls) && r == 0; i++)
+        r = allow_command(filter, "ioctl", proxy_ioctls[i]);
+    return r;
+}
+
+static int filter_calls(int (*allow_some)(scmp_filter_ctx filter))
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
     if (!filter)
@@ -277,7 +335,7 @@ static int filter_calls(void)
     seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     seccomp_attr_set(filter, SCMP_FLTATR_CTL_SSB, 1);
     if (r == 0)
-        r = allow_all(filter);
+        r = allow_some(filter);
     if (r == 0)
         r = seccomp_load(filter);
     seccomp_release(filter);
@@ -286,7 +344,18 @@ static int filter_calls(void)
 
 /* ---- all of it ---- */
 
-int confine(const char *path, int *fd, struct error *err)
+/* What is left to a process: these capabilities and, unless that is NULL, what is allowed. */
+static int limit(uint64_t capabilities, int (*allow_some)(scmp_filter_ctx filter),
+                 struct error *err)
+{
+    int r = keep_capabilities(capabilities);
+    if (r < 0)
+        return error_set_errno(err, FAILURE_SYSTEM, r, "giving up capabilities");
+    r = allow_some ? filter_calls(allow_some) : 0;
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "the filter of system calls") : 0;
+}
+
+int confine_cache(const char *path, int *fd, struct error *err)
 {
     tzset(); /* reads a file, for the times in the log */
     int r = close_directories(*fd);
@@ -296,9 +365,24 @@ int confine(const char *path, int *fd, struct error *err)
     if (r < 0)
         return error_set_errno(err, FAILURE_SYSTEM, r, "%s as the root of what serves others",
                                path);
-    r = drop_capabilities();
-    if (r < 0)
-        return error_set_errno(err, FAILURE_SYSTEM, r, "giving up capabilities");
-    r = filter_calls();
-    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "the filter of system calls") : 0;
+    return limit(0, allow_cache, err);
+}
+
+int confine_proxy(struct error *err)
+{
+    tzset();
+    return limit(CAPABILITY(CAP_SYS_PTRACE) |          /* memory, pages, open files */
+                     CAPABILITY(CAP_DAC_READ_SEARCH) | /* what others' files in /proc are */
+                     CAPABILITY(CAP_SYS_ADMIN),        /* frames of pages; /proc/PID/map_files */
+                 allow_proxy, err);
+}
+
+int confine_helper(struct error *err)
+{
+    return limit(CAPABILITY(CAP_SYS_PTRACE) |
+                     CAPABILITY(CAP_SYS_ADMIN) |    /* to suspend a seccomp filter */
+                     CAPABILITY(CAP_KILL) |         /* a SIGSTOP that came meanwhile */
+                     CAPABILITY(CAP_DAC_OVERRIDE) | /* clear_refs; a socket, log, of another user */
+                     CAPABILITY(CAP_NET_ADMIN),     /* room for local clients */
+                 NULL, err);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * Giving up what reading the bytes of others does not take.  Afterwards this process
+ * Giving up what reading the bytes of others does not take.  Afterwards the parser of an
+ * image-cache
  *
  *  - has a directory for its root, and sees nothing else of the file system (a mount namespace of
  *    its own, in which there is nothing else);
@@ -22,4 +23,15 @@
  * descriptor of it, which is replaced, for what was opened before leads out of any root.  Other
  * descriptors of directories are closed.  0, or -1 with *err set, and then the process is to end.
  */
-int confine(const char *path, int *fd, struct error *err);
+int confine_cache(const char *path, int *fd, struct error *err);
+
+/*
+ * The parser of an image-proxy, which looks into processes, keeps the capabilities for that, and
+ * sees all files.  It has a list of system calls as well: it cannot do what the other cannot, and
+ * besides cannot open or make a file to write to it, nor write into a process.  The same is asked
+ * of the caller, who need not be root.
+ */
+int confine_proxy(struct error *err);
+
+/* The helper of an image-proxy keeps the capabilities for what it does; no filter. */
+int confine_helper(struct error *err);

@@ -11,7 +11,6 @@
 #include "criu/page_server.h"
 #include "daemon/lineage.h"
 #include "task/task.h"
-#include "wire/owner.h"
 #include "wire/tcp.h"
 
 enum {
@@ -308,10 +307,11 @@ static const struct sender_ops sender_ops = {.changed = on_sender_changed};
 /* ---- its beginning ---- */
 
 /* criu waits for an answer meanwhile, so what it traces stays.  0, or -1 with *err set. */
-static int find_process(int fd, struct intake_memory *memory, struct error *err)
+static int find_process(const struct intake *intake, struct intake_memory *memory,
+                        struct error *err)
 {
     uint64_t socket;
-    int r = socket_peer_inode(fd, &socket);
+    int r = helper_peer_inode(intake->proxy->helper, intake->fd, &socket);
     if (r < 0)
         return error_set_errno(err, FAILURE_CRIU, r, "the other end");
     pid_t process = task_find_traced((pid_t)memory->number, socket);
@@ -336,7 +336,7 @@ static int intake_prepare(struct intake *intake, uint64_t number)
     memory->number = number;
     memory->of_dump = true; /* until criu asks whether there is a parent */
     struct error err;
-    bool found = find_process(intake->fd, memory, &err) == 0;
+    bool found = find_process(intake, memory, &err) == 0;
     snprintf(memory->id, sizeof(memory->id), "%llu-%06x", (unsigned long long)memory->number,
              (unsigned)(memory->nonce >> 40));
     if (!found)
@@ -582,13 +582,16 @@ void intakes_tick(struct proxy *proxy)
     }
 }
 
+void intakes_remove(const struct daemon_options *options)
+{
+    if (options->page_server && strncmp(options->page_server, "unix:", 5) == 0)
+        unlink(options->page_server + 5);
+}
+
 void intakes_free(struct proxy *proxy)
 {
     for (size_t i = 0; i < ARRAY_SIZE(proxy->page_listeners); i++)
         sd_event_source_disable_unref(proxy->page_listeners[i]);
-    const char *where = proxy->daemon.options->page_server;
-    if (where && proxy->page_listeners[0] && strncmp(where, "unix:", 5) == 0)
-        unlink(where + 5);
     while (proxy->intakes)
         proxy->intakes = intake_free(proxy->intakes);
     while (proxy->memories)

@@ -59,6 +59,9 @@ struct intake_memory {
 /* Listens where the option says.  0, or -1 with *err set. */
 int intakes_listen(struct proxy *proxy, struct error *err);
 
+/* Removes the socket that it has made for that. */
+void intakes_remove(const struct daemon_options *options);
+
 /* A frame of the link.  False: it is not for any of them. */
 bool intakes_control(struct proxy *proxy, const struct frame *frame, const uint8_t *payload,
                      int *ret, struct error *err);

@@ -295,7 +295,12 @@ static const struct rounds_ops rounds_ops = {.over = on_round_over};
 int lineage_copy(struct lineage *lineage, struct dump *dump, struct sender *sender,
                  struct error *err)
 {
-    struct rounds_request request = {.root = lineage->pid, .kind = lineage->kind, .shared = true};
+    struct rounds_request request = {
+        .root = lineage->pid,
+        .kind = lineage->kind,
+        .shared = true,
+        .helpers = helper_tasks(lineage->proxy->helper),
+    };
     if (take_bits(lineage, err) < 0)
         return -1;
     lineage->dump = dump;

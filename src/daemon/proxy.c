@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "base/io.h"
+#include "daemon/confine.h"
 #include "daemon/intake.h"
 #include "daemon/lineage.h"
 
@@ -196,8 +197,8 @@ static void proxy_redial(struct proxy *proxy, const struct error *err)
         daemon_exit(&proxy->daemon, proxy->dumps ? FAILURE_PEER : (int)err->code);
 }
 
-/* The first attempt is made here, so that an address that can never do ends the daemon at once. */
-static int proxy_dial(struct proxy *proxy, struct error *err)
+/* An address that can never do ends the daemon at once. */
+static int proxy_aim(struct proxy *proxy, struct error *err)
 {
     const struct daemon_options *options = proxy->daemon.options;
     proxy->target = daemon_target(options);
@@ -207,10 +208,17 @@ static int proxy_dial(struct proxy *proxy, struct error *err)
         snprintf(proxy->peer, sizeof(proxy->peer), "%s, port %s", options->address, options->port);
     if (proxy->target.kind == TARGET_TCP && daemon_protect(&proxy->daemon, err) < 0)
         return -1;
+    return target_check(&proxy->target, &proxy->daemon.protection, err);
+}
+
+static int proxy_dial(struct proxy *proxy, struct error *err)
+{
+    const struct daemon_options *options = proxy->daemon.options;
     proxy->dial = dial_new(proxy->daemon.event, &proxy->target, &proxy->daemon.protection,
                            options->silence_usec, &dial_ops, proxy);
     if (!proxy->dial)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "the link");
+    dial_use(proxy->dial, helper_dialler(proxy->helper));
     return dial_begin(proxy->dial, err);
 }
 
@@ -310,7 +318,32 @@ static void on_tick(struct daemon *daemon)
     intakes_tick(proxy);
 }
 
-static const struct daemon_ops daemon_ops = {.packet = on_packet, .gone = on_gone, .tick = on_tick};
+static void make_room(struct daemon *daemon, int fd)
+{
+    const struct proxy *proxy = daemon->user;
+    helper_make_room(proxy->helper, fd);
+}
+
+static int open_log(struct daemon *daemon)
+{
+    const struct proxy *proxy = daemon->user;
+    return helper_open_log(proxy->helper);
+}
+
+static void tell_ready(struct daemon *daemon)
+{
+    const struct proxy *proxy = daemon->user;
+    helper_ready(proxy->helper);
+}
+
+static const struct daemon_ops daemon_ops = {
+    .packet = on_packet,
+    .gone = on_gone,
+    .tick = on_tick,
+    .make_room = make_room,
+    .open_log = open_log,
+    .tell_ready = tell_ready,
+};
 
 static int on_capture(sd_event_source *source, int fd, uint32_t events, void *user)
 {
@@ -326,6 +359,45 @@ void proxy_dump_over(struct proxy *proxy, enum failure code)
 {
     if (proxy->daemon.options->once)
         daemon_exit(&proxy->daemon, (int)code);
+}
+
+/* ---- its other half ---- */
+
+static void remove_sockets(const struct daemon *daemon)
+{
+    unlinkat(daemon->workdir, LOCAL_PROXY_SOCKET, 0);
+    unlinkat(daemon->workdir, CAPTURE_SOCKET, 0);
+    intakes_remove(daemon->options);
+}
+
+static int on_helper_end(sd_event_source *source, int fd, uint32_t events, void *user)
+{
+    (void)source;
+    (void)fd;
+    (void)events;
+    const struct proxy *proxy = user;
+    helper_lost(proxy->helper, ENODATA);
+}
+
+static int proxy_fork(struct proxy *proxy, struct error *err)
+{
+    const struct helper_setup setup = {
+        .daemon = &proxy->daemon, .target = &proxy->target, .remove = remove_sockets};
+    proxy->helper = helper_new(&setup, err);
+    if (!proxy->helper)
+        return -1;
+    int r = sd_event_add_io(proxy->daemon.event, &proxy->helper_end, helper_fd(proxy->helper),
+                            EPOLLIN, on_helper_end, proxy);
+    return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "watching the helper") : 0;
+}
+
+/* What comes from the link, criu and local clients is read without rights. */
+static int proxy_confine(struct proxy *proxy, struct error *err)
+{
+    if (daemon_prepare(&proxy->daemon, err) < 0 || confine_proxy(err) < 0)
+        return -1;
+    proxy->daemon.workdir = close_fd(proxy->daemon.workdir); /* what is in it is the helper's */
+    return 0;
 }
 
 /* ---- its life ---- */
@@ -345,9 +417,11 @@ static int proxy_open(struct proxy *proxy, const struct daemon_options *options,
     sd_event_source_set_io_fd_own(proxy->capture, true);
     if (options->page_server && intakes_listen(proxy, err) < 0)
         return -1;
-    if (options->ps_socket < 0) {
+    if ((options->ps_socket < 0 && proxy_aim(proxy, err) < 0) || proxy_fork(proxy, err) < 0 ||
+        proxy_confine(proxy, err) < 0)
+        return -1;
+    if (options->ps_socket < 0)
         return proxy_dial(proxy, err);
-    }
     snprintf(proxy->peer, sizeof(proxy->peer), "on descriptor %d", options->ps_socket);
     r = proxy_take(proxy, transport_plain(options->ps_socket));
     return r < 0 ? error_set_errno(err, FAILURE_SYSTEM, r, "--ps-socket %d", options->ps_socket)
@@ -359,6 +433,8 @@ static void proxy_close(struct proxy *proxy)
     while (proxy->dumps)
         proxy->dumps = dump_free(proxy->dumps);
     lineages_free(proxy);
+    if (!proxy->helper && proxy->page_listeners[0])
+        intakes_remove(proxy->daemon.options);
     intakes_free(proxy);
     while (proxy->verdicts) {
         struct verdict *verdict = proxy->verdicts;
@@ -368,7 +444,7 @@ static void proxy_close(struct proxy *proxy)
                   verdict->id, verdict->commit ? "may be restored" : "is void");
         verdict_free(verdict);
     }
-    if (proxy->capture)
+    if (!proxy->helper && proxy->capture)
         unlinkat(proxy->daemon.workdir, CAPTURE_SOCKET, 0);
     sd_event_source_disable_unref(proxy->capture);
     dial_free(proxy->dial);
@@ -377,6 +453,8 @@ static void proxy_close(struct proxy *proxy)
         link_goodbye(proxy->link, &goodbye);
     }
     link_free(proxy->link);
+    sd_event_source_disable_unref(proxy->helper_end);
+    proxy->helper = helper_end(proxy->helper);
     daemon_close(&proxy->daemon);
 }
 
@@ -386,8 +464,6 @@ int proxy_run(const struct daemon_options *options, struct error *err)
     if (!proxy)
         return error_set_errno(err, FAILURE_SYSTEM, ENOMEM, "image-proxy");
     int r = proxy_open(proxy, options, err);
-    if (r == 0)
-        r = daemon_prepare(&proxy->daemon, err);
     if (r == 0)
         r = daemon_run(&proxy->daemon, err);
     proxy_close(proxy);

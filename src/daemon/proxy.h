@@ -5,12 +5,14 @@
  * for every `godwit dump --remote` and every unmodified `criu dump --stream`, and tells the cache
  * the verdict on each: whether the process has ended here, so that it may run there.
  *
+ *   helper.h   its other half: the daemon itself looks into processes, and changes nothing
  *   proxy.c    the daemon: its link, verdicts that are not acknowledged yet, who asks for what
  *   dump.h     one dump, from opening to verdict
  *   intake.c   one connection of criu --page-server
  *   lineage.c  a process that is followed, from one snapshot of it to the next
  */
 #include "daemon/daemon.h"
+#include "daemon/helper.h"
 #include "wire/link.h"
 #include "wire/target.h"
 #include "wire/tcp.h"
@@ -45,6 +47,8 @@ struct proxy {
     sd_event_source *capture; /* listener of streamer-capture.sock */
     struct target target;
     struct dial *dial; /* NULL: the socket was inherited */
+    struct helper *helper;
+    sd_event_source *helper_end;
 };
 
 /* Runs the daemon.  Exit status, or -1 with *err set. */

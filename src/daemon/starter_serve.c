@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -12,6 +11,7 @@
 
 #include "base/io.h"
 #include "daemon/cache.h"
+#include "daemon/half.h"
 #include "daemon/starter.h"
 #include "task/task.h"
 
@@ -183,18 +183,6 @@ static void (*const deeds[ASK_KINDS])(struct serving *serving, const struct ask 
     [ASK_END] = do_end,
 };
 
-/* A local client's socket, and nothing else that has a buffer. */
-static int make_room(int fd)
-{
-    int domain = 0, type = 0, room = DAEMON_CLIENT_ROOM;
-    socklen_t length = sizeof(int);
-    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 ||
-        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || domain != AF_UNIX ||
-        type != SOCK_SEQPACKET)
-        return -EINVAL;
-    return setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room)) < 0 ? -errno : 0;
-}
-
 /* Answers one ask.  passed: what came with it. */
 static void serve_one(struct serving *serving, const struct ask *ask, int passed, size_t fds)
 {
@@ -205,7 +193,7 @@ static void serve_one(struct serving *serving, const struct ask *ask, int passed
                   answer.err.text);
         answer.result = ask->kind == ASK_START ? -1 : -EPERM;
     } else if (ask->kind == ASK_ROOM) {
-        answer.result = make_room(passed);
+        answer.result = half_make_room(passed);
     } else if (ask->kind == ASK_LOG) {
         log = daemonize_reopen_log(&serving->setup->options->daemonize);
     } else {
@@ -215,22 +203,6 @@ static void serve_one(struct serving *serving, const struct ask *ask, int passed
         _exit(0);
 }
 
-/* Told as it is by a signal handler. */
-static _Noreturn void parser_has_gone(void)
-{
-    static const char line[] = "image-cache: the process that serves others has gone without a "
-                               "word: it was killed, by somebody or for a system call that it may "
-                               "not make\n";
-    (void)!write(STDERR_FILENO, line, sizeof(line) - 1);
-    _exit(FAILURE_SYSTEM);
-}
-
-static void on_parser_death(int signal_number)
-{
-    (void)signal_number;
-    parser_has_gone();
-}
-
 static void receive_one(struct serving *serving)
 {
     static struct ask ask;
@@ -238,7 +210,7 @@ static void receive_one(struct serving *serving)
     _cleanup_close_ int passed;
     int r = ask_receive(serving->asks, &ask, sizeof(ask), &passed, &fds);
     if (r == -ENODATA)
-        parser_has_gone();
+        half_parser_has_gone();
     if (r < 0) {
         log_error(serving->setup->log, "the process that serves others breaks the form: %s",
                   strerror(-r));
@@ -282,20 +254,6 @@ static void wait_for_one(struct serving *serving)
         receive_one(serving);
 }
 
-/* At work it may be anywhere in the kernel: then a signal ends it, else the end of the socket. */
-static void watch_parser(const struct serving *serving)
-{
-    sigset_t hears;
-    struct sigaction death = {.sa_handler = on_parser_death};
-    sigemptyset(&hears);
-    sigaddset(&hears, SIGUSR2);
-    sigaction(SIGUSR2, &death, NULL);
-    sigprocmask(SIG_UNBLOCK, &hears, NULL);
-    prctl(PR_SET_PDEATHSIG, SIGUSR2);
-    if (getppid() != serving->parser)
-        parser_has_gone();
-}
-
 /* Of what the parser has opened before the fork nothing is the starter's. */
 static void keep_own(const struct serving *serving)
 {
@@ -320,7 +278,7 @@ _Noreturn void starter_serve(const struct starter_setup *setup, int asks, int te
     /* A parser that asks takes no ends meanwhile. */
     setsockopt(tells, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
     keep_own(&serving);
-    watch_parser(&serving);
+    half_watch_parser("image-cache", serving.parser);
     for (;;)
         wait_for_one(&serving);
 }

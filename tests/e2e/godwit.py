@@ -26,6 +26,7 @@ FAILED, USAGE, CRIU, PEER, NOT_FOUND, LIMIT, DOUBT, BUSY, REFUSED, ABORTED = 1, 
 
 WORKDIR = "/run/godwit"
 STARTER = "godwit-starter"
+HELPER = "godwit-helper"
 MIB = 1 << 20
 
 
@@ -47,9 +48,9 @@ def patience(argv):
     return ["--timeout", 10 * SLOW] if SLOW > 1 and "--timeout" not in argv else []
 
 
-def starter_of(host, pid):
-    """The pid of the half of an image-cache that is root, by that of the other; None when there is none."""
-    return next((p for p in host.pids() if host.read(f"/proc/{p}/comm", "") == STARTER + "\n"
+def half_of(host, pid):
+    """The pid of the half of a daemon that has rights, by that of the other; None when there is none."""
+    return next((p for p in host.pids() if host.read(f"/proc/{p}/comm", "").strip() in (STARTER, HELPER)
                  and host.read(f"/proc/{p}/stat", ") ? 0").rsplit(")", 1)[1].split()[1] == str(pid)), None)
 
 
@@ -143,8 +144,8 @@ class Daemon:
 
     @property
     def pids(self):
-        """Of its processes: an image-cache is two."""
-        return [p for p in (self.pid, starter_of(self.host, self.pid)) if p]
+        """Of its processes: a daemon is two."""
+        return [p for p in (self.pid, half_of(self.host, self.pid)) if p]
 
     def log(self):
         return self.host.read(self.log_path, "")

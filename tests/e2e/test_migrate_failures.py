@@ -21,7 +21,7 @@ import pytest
 
 import bed as testbed
 from failures import CRIU_BROKE, FRAMES, FULL, LINK_TIMEOUT, PORT, WORKDIR, Broken, Lane, Lanes, in_network, check_breaks, comm, criu_broke_it, one_line, point_name, program
-from godwit import STARTER, starter_of
+from godwit import STARTER, half_of
 from live import PAGER
 
 SEED = int(os.environ.get("GODWIT_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -264,7 +264,7 @@ def victims(lane, migrate, who):
     if who == "cache":
         return lane.b, [lane.cache.host_pid]
     if who == "starter":
-        starter = starter_of(lane.b, lane.cache.host_pid)
+        starter = half_of(lane.b, lane.cache.host_pid)
         return lane.b, [starter] if starter else []
     if who in ("criu", "hook"):
         return lane.a, lane.relatives(migrate, "godwit-hook" if who == "hook" else "criu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image-cache is two processes: what parses has no rights, and what has rights parses nothing (docs/security.md)."""
+"""A daemon is two processes: what parses has given up rights, and what has them parses nothing (docs/security.md)."""
 
 import ctypes
 import os
@@ -7,12 +7,14 @@ import platform
 import signal
 import socket
 import struct
+import sys
 
 import pytest
 
 from bed import Bed, wait_for
 from failures import comm
-from godwit import STARTER, Counter, make_hosts, starter_of
+from godwit import HELPER, STARTER, Counter, half_of, make_hosts
+from live import Churn
 
 SYSTEM = 1
 WORKDIR = "/run/godwit"
@@ -56,13 +58,42 @@ def test_the_parser_has_no_rights(two, background):
         if path.is_dir():
             assert os.path.samestat(os.stat(path), inside)
             assert os.path.samestat(os.stat(path / ".."), inside) or not (path / ".." / "etc").exists()
-    starter = starter_of(host, pid)
+    starter = half_of(host, pid)
     assert int(status(host, starter)["CapEff"][0], 16) != 0
     # Nothing of the network, and of local clients, is open in the one that has rights.
     kinds = [what for what in host.fds(starter).values() if what.startswith("socket:")]
     assert len(kinds) == 2, host.fds(starter)
     cache.stop()
     b.wait_gone("cache.sock.lock", "image-cache.log")
+
+
+DAC_OVERRIDE, DAC_READ_SEARCH, KILL, NET_ADMIN, SYS_PTRACE, SYS_ADMIN = 1, 2, 5, 12, 19, 21
+
+
+def has_only(about, *capabilities):
+    bits = sum(1 << c for c in capabilities)
+    for name, want in {"CapInh": 0, "CapAmb": 0, "CapPrm": bits, "CapEff": bits, "CapBnd": bits}.items():
+        assert int(about[name][0], 16) == want, (name, about[name])
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_proxy_may_look_and_no_more(two, background):
+    """What looks into processes has what that takes, and a filter; what stops them has no connection to anybody."""
+    a, b = two
+    b.cache()
+    proxy = a.proxy(b, background=background)
+    parser, helper = proxy.pids
+    about = status(a.host, parser)
+    has_only(about, DAC_READ_SEARCH, SYS_PTRACE, SYS_ADMIN)
+    assert about["NoNewPrivs"] == ["1"] and about["Seccomp"] == ["2"] and about["Threads"] == ["1"]
+    about = status(a.host, helper)
+    has_only(about, DAC_OVERRIDE, KILL, NET_ADMIN, SYS_PTRACE, SYS_ADMIN)
+    assert about["NoNewPrivs"] == ["1"] and about["Seccomp"] == ["0"] and about["Threads"] == ["1"]
+    kinds = [what for what in a.host.fds(helper).values() if what.startswith("socket:")]
+    assert len(kinds) == 1, a.host.fds(helper)
+    assert not any(what == WORKDIR for what in a.host.fds(parser).values())
+    proxy.stop()
+    a.wait_gone("proxy.sock.lock", "image-proxy.log")
 
 
 def test_what_it_starts_has_all_rights(two):
@@ -157,6 +188,31 @@ FORBIDDEN = {
     "sendto somebody": (44, 0, 0, 0, 0, 0x1000, 16),
     "sendto MSG_FASTOPEN": (44, 0, 0, 0, 0x20000000, 0, 0),
     "sendmsg MSG_FASTOPEN": (46, 0, 0, 0x20000000),
+    "setns": (308, 0, 0),
+    "perf_event_open": (298, 0, 0, 0, 0, 0),
+    "open_by_handle_at": (304, 0, 0, 0),
+    "finit_module": (313, 0, 0, 0),
+    "kexec_file_load": (320, 0, 0, 0, 0, 0),
+    "pidfd_getfd": (438, 0, 0, 0),
+    "process_madvise": (440, 0, 0, 0, 0, 0),
+}
+
+CWD = (1 << 64) - 100
+
+FORBIDDEN_TO_THE_PROXY = {
+    **FORBIDDEN,
+    "openat to write": (257, CWD, 0, os.O_WRONLY),
+    "openat to read and write": (257, CWD, 0, os.O_RDWR),
+    "openat to create": (257, CWD, 0, os.O_CREAT),
+    "openat to truncate": (257, CWD, 0, os.O_TRUNC),
+    "openat2": (437, CWD, 0, 0, 24),
+    "mkdirat": (258, CWD, 0, 0),
+    "unlinkat": (263, CWD, 0, 0),
+    "renameat2": (316, CWD, 0, CWD, 0, 0),
+    "linkat": (265, CWD, 0, CWD, 0, 0),
+    "ioctl UFFDIO_COPY": (16, 0, 0xc028aa03, 0),
+    "ioctl UFFDIO_ZEROPAGE": (16, 0, 0xc020aa04, 0),
+    "ioctl SIOCGSKNS": (16, 0, 0x894c, 0),
 }
 
 
@@ -166,7 +222,7 @@ def test_forbidden_calls_kill_it(two, name):
     """The kernel kills it on the spot, its other half ends, and the next image-cache starts."""
     _, b = two
     cache = b.cache("--accept")
-    starter = starter_of(b.host, cache.pid)
+    starter = half_of(b.host, cache.pid)
     make_it_call(b.host, cache.pid, *FORBIDDEN[name])
     cache.end(-signal.SIGSYS)
     b.host.wait_dead(starter)
@@ -177,11 +233,43 @@ def test_forbidden_calls_kill_it(two, name):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")
+@pytest.mark.parametrize("name", FORBIDDEN_TO_THE_PROXY)
+def test_forbidden_calls_kill_the_proxy(two, name):
+    a, b = two
+    b.cache()
+    proxy = a.proxy(b)
+    helper = half_of(a.host, proxy.pid)
+    make_it_call(a.host, proxy.pid, *FORBIDDEN_TO_THE_PROXY[name])
+    proxy.end(-signal.SIGSYS)
+    a.host.wait_dead(helper)
+    assert "image-proxy: the process that serves others has gone without a word" in proxy.log()
+    a.proxy(b).stop()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")
 def test_allowed_calls_do_not(two):
     """The test's own way of making it call something is no harm: it can fail."""
     _, b = two
     cache = b.cache("--accept")
     make_it_call(b.host, cache.pid, 39)  # getpid
+    assert b.status()[0]["daemon"] == "image-cache" and cache.alive
+    proxy = two[0].proxy(b)
+    make_it_call(two[0].host, proxy.pid, 257, CWD, 0, os.O_RDONLY)
+    assert two[0].status()[0]["daemon"] == "image-proxy" and proxy.alive
+
+
+def test_link_local_stranger(two):
+    """Its address has an interface; finding the name of that takes a socket, which a parser may not make."""
+    a, b = two
+    devices = []
+    for number, host in enumerate((a.host, b.host), 1):
+        lines = host.run(["cat", "/proc/net/if_inet6"], check=True).stdout.splitlines()
+        devices.append(next(line.split()[5] for line in lines if line.startswith("fd77")))
+        host.run(["ip", "-6", "addr", "add", f"fe80::77:{number}/64", "dev", devices[-1], "nodad"], check=True)
+    cache = b.cache(address="::")
+    knock = "import socket, sys; socket.create_connection((sys.argv[1], 9996), 10).close()"
+    a.host.run([sys.executable, "-c", knock, f"fe80::77:2%{devices[0]}"], check=True)
+    cache.wait_log("fe80::77:1")
     assert b.status()[0]["daemon"] == "image-cache" and cache.alive
 
 
@@ -190,7 +278,7 @@ def test_allowed_calls_do_not(two):
 def test_killed_parser_takes_the_starter_along(two):
     _, b = two
     cache = b.cache("--accept")
-    starter = starter_of(b.host, cache.pid)
+    starter = half_of(b.host, cache.pid)
     cache.signal(signal.SIGKILL)
     cache.end(-signal.SIGKILL)
     b.host.wait_dead(starter)
@@ -200,7 +288,7 @@ def test_killed_parser_takes_the_starter_along(two):
 def test_killed_starter_takes_the_parser_along(two):
     _, b = two
     cache = b.cache("--accept")
-    b.host.kill(starter_of(b.host, cache.pid))
+    b.host.kill(half_of(b.host, cache.pid))
     cache.end(SYSTEM)
     assert "the process that starts criu has gone (killed): ending, as if killed" in cache.log()
     b.cache("--accept").stop()
@@ -249,6 +337,111 @@ def test_systemd_is_told_of_the_parser(two):
 
 
 def test_names_tell_who_is_who(two):
-    _, b = two
+    a, b = two
     cache = b.cache("--accept")
     assert [comm(b.host, p) for p in cache.pids] == ["godwit", STARTER]
+    assert [comm(a.host, p) for p in a.proxy(b).pids] == ["godwit", HELPER]
+
+
+def test_halves_of_a_proxy_die_together(two):
+    a, b = two
+    b.cache()
+    proxy = a.proxy(b)
+    parser, helper = proxy.pids
+    a.host.kill(helper)
+    proxy.end(SYSTEM)
+    assert "the process that stops tasks has gone (killed): ending, as if killed" in proxy.log()
+    proxy = a.proxy(b)
+    parser, helper = proxy.pids
+    a.host.kill(parser)
+    proxy.end(-signal.SIGKILL)
+    a.host.wait_dead(helper)
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        proxy = a.proxy(b)
+        for pid in reversed(proxy.pids):
+            a.host.kill(pid, sig)
+        proxy.end()
+        a.wait_gone("proxy.sock.lock", "image-proxy.log")
+
+
+def test_log_of_a_proxy_is_opened_anew(two):
+    """SIGHUP: by both halves; what the second writes is told when the first is killed."""
+    a, b = two
+    b.cache()
+    proxy = a.proxy(b)
+    old, log = a.host.path(f"{WORKDIR}/old.log"), a.host.path(f"{WORKDIR}/image-proxy.log")
+    log.rename(old)
+    proxy.signal(signal.SIGHUP)
+    wait_for(log.exists, 10, "the new log")
+    said = old.read_text()
+    counter = Counter(a.host)
+    a.dump(counter.pid)
+    proxy.signal(signal.SIGKILL)
+    proxy.end(-signal.SIGKILL)
+    proxy.wait_log("has gone without a word")
+    assert old.read_text() == said and "complete" in log.read_text()
+
+
+@pytest.mark.parametrize("address", ["10.77.0.2", "fd77::2", "there.test", "unix:/run/relay.sock"])
+def test_proxy_dials_again(two, address):
+    """The link comes back, by whatever name, although who reads it may not make a socket."""
+    a, b = two
+    on = "unix:/run/relay.sock" if address.startswith("unix:") else {"fd77::2": address}.get(address, "10.77.0.2")
+    there = a if address.startswith("unix:") else b
+    a.host.path("/etc/hosts").write_text("127.0.0.1 localhost\n10.77.0.2 there.test\n")
+    cache = there.cache(address=on)
+    proxy = a.proxy(there, address=address)
+    for _ in range(2):
+        cache.stop()
+        a.host.wait_for(lambda: a.link() != "up", 10, "the link to end")
+        cache = there.cache(address=on)
+        a.wait_linked()
+    assert proxy.alive
+
+
+BUSY_USER = """
+import ctypes, os, sys, time
+memory, page = bytearray(os.urandom(1 << 20) * 16), 0
+if os.fork() == 0:
+    time.sleep(1000)
+os.setuid(int(sys.argv[1]))
+ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE: as what is executed by setuid
+while True:
+    memory[page << 12] ^= 1
+    page = (page + 1) % 4096
+    time.sleep(0.0005)
+"""
+
+
+@pytest.mark.parametrize("tracker", ["uffd-wp", "soft-dirty", "compare"])
+@pytest.mark.parametrize("user", [0, 1000])
+def test_proxy_follows_whoever(two, tracker, user):
+    """Also a process of another user that nobody but root may look into, and its children."""
+    a, b = two
+    b.cache()
+    proxy = a.proxy(b)
+    pid = a.host.spawn([sys.executable, "-c", BUSY_USER, user])
+    wait_for(lambda: status(a.host, pid)["Uid"][0] == str(user), 10, "it to be another user's")
+    first = a.pre_dump(pid, "--tracker", tracker)
+    if tracker == "soft-dirty" and "no soft-dirty bits" in first.err:
+        pytest.skip("this kernel has no soft-dirty bits")
+    for done in first, a.pre_dump(pid):  # a dump of another user's takes CAP_SYS_RESOURCE, which not every machine gives
+        assert "cannot be followed" not in done.err, done.err
+    assert proxy.alive
+
+
+@pytest.mark.parametrize("tracker", ["uffd-wp", "soft-dirty"])
+def test_proxy_follows_what_has_a_filter(two, tracker):
+    """The filter of the process is suspended while a userfaultfd is made in it; the proxy's own would forbid that."""
+    a, b = two
+    b.cache()
+    a.proxy(b)
+    churn = Churn(a.host, "--seccomp", 1, "--mib", 8)
+    first = a.pre_dump(churn.pid, "--tracker", tracker)
+    if tracker == "soft-dirty" and "no soft-dirty bits" in first.err:
+        pytest.skip("this kernel has no soft-dirty bits")
+    for done in first, a.pre_dump(churn.pid), a.dump(churn.pid):
+        assert "cannot be followed" not in done.err, done.err
+    b.restore()
+    churn.runs_on(b.host)
+    churn.check_all(b.host)

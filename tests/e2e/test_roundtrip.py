@@ -44,7 +44,7 @@ def test_tree(pair):
     pair.move(pid)
     before = rounds()
     wait_for(lambda: rounds() > before + 220, 20, "the tree to go on")
-    assert b.pids() == sorted([*[p for p in tasks if p != pair.proxy.pid], *pair.cache.pids])
+    assert b.pids() == sorted([*[p for p in tasks if p not in pair.proxy.pids], *pair.cache.pids])
 
 
 @pytest.mark.parametrize("dirty_mbps", [0, 200])
