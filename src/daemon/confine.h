@@ -28,8 +28,9 @@ int confine_cache(const char *path, int *fd, struct error *err);
 /*
  * The parser of an image-proxy, which looks into processes, keeps the capabilities for that, and
  * sees all files.  It has a list of system calls as well: it cannot do what the other cannot, and
- * besides cannot open or make a file to write to it, nor write into a process.  The same is asked
- * of the caller, who need not be root.
+ * besides cannot open or make a file to write to it, nor write into a process.  What may call
+ * anything at all, such as the resolving of names, is the helper's; so a list will do.  The caller
+ * has one thread, and need not be root.
  */
 int confine_proxy(struct error *err);
 

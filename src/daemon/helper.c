@@ -222,7 +222,7 @@ static int64_t do_help(const struct serving *serving, const struct help *help, i
 
 static void serve_one(const struct serving *serving)
 {
-    struct help help;
+    struct help help = {0};
     size_t fds;
     _cleanup_close_ int passed = -EBADF, log = -EBADF;
     int r = ask_receive(serving->asks, &help, sizeof(help), &passed, &fds);
