@@ -254,7 +254,7 @@ def test_allowed_calls_do_not(two):
     make_it_call(b.host, cache.pid, 39)  # getpid
     assert b.status()[0]["daemon"] == "image-cache" and cache.alive
     proxy = two[0].proxy(b)
-    make_it_call(two[0].host, proxy.pid, 257, CWD, 0, os.O_RDONLY)
+    make_it_call(two[0].host, proxy.pid, 72, 0, 1)  # fcntl F_GETFD: 0, as if nothing had happened meanwhile
     assert two[0].status()[0]["daemon"] == "image-proxy" and proxy.alive
 
 
