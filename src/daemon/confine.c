@@ -212,7 +212,7 @@ static const char *const allowed_cache[] = {
 
 /* That of an image-proxy looks into processes. */
 static const char *const allowed_proxy[] = {"process_vm_readv", "readlink", "readlinkat",
-                                            "socketpair"};
+                                            "faccessat", "socketpair"};
 
 /* With some arguments only. */
 struct limited {

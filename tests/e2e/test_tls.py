@@ -31,7 +31,7 @@ def test_migrate(issued, kind, streams, target):
     cache = b.cache("--accept", *options(kind, "b"), address=target)
     pid = a.host.spawn([workload("selfcheck"), 96, f"{SHARED}/self"])
     a.host.wait_text(f"{SHARED}/self", "ok 0", 30)
-    done = a.migrate(pid, target, "--verify", "--streams", streams, *options(kind, "a"))
+    done = a.migrate(pid, target, "--verify", "--downtime", 10000, "--streams", streams, *options(kind, "a"))
     assert done.err == "" and f"{pid} moved to b" in done.out
     check_memory(b.host, pid, f"{SHARED}/self", 1)
     assert cache.log().count(f"linked to host a (godwit 0.1.0, TLS 1.3, {kind})") == streams
