@@ -211,8 +211,8 @@ static const char *const allowed_cache[] = {
 };
 
 /* That of an image-proxy looks into processes. */
-static const char *const allowed_proxy[] = {"process_vm_readv", "readlink", "readlinkat",
-                                            "faccessat", "socketpair"};
+static const char *const allowed_proxy[] = {"process_vm_readv", "readlink",   "readlinkat",
+                                            "faccessat",        "faccessat2", "socketpair"};
 
 /* With some arguments only. */
 struct limited {
