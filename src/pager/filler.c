@@ -495,11 +495,16 @@ bool filler_step(struct filler *filler, struct copier *copier, bool finished)
     return filler->missing > 0 && !filler->gone && !filler->retry_usec;
 }
 
-bool filler_probe(struct filler *filler)
+int filler_probe_uffd(int fd)
 {
     /* An area that criu registers is not registered for this, so that nothing can come of it. */
     struct uffdio_writeprotect probe = {.range = {.start = PROBE_AT, .len = PAGE_BYTES}};
-    int r = ioctl(filler->record->uffd, UFFDIO_WRITEPROTECT, &probe) < 0 ? -errno : 0;
+    return ioctl(fd, UFFDIO_WRITEPROTECT, &probe) < 0 ? -errno : 0;
+}
+
+bool filler_probe(struct filler *filler)
+{
+    int r = filler_probe_uffd(filler->record->uffd);
     filler->gone |= r == -ESRCH;
     return r != -EAGAIN;
 }
