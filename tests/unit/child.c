@@ -61,11 +61,12 @@ void child_end(void)
 
 pid_t child_fork(void)
 {
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        for (;;)
+        while (getppid() == parent) /* else it had died before */
             pause();
+        _exit(0);
     }
     return pid;
 }

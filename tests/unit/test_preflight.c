@@ -729,11 +729,10 @@ static void traced(void **state)
 
 /* -- processes with one memory -- */
 
-static int pause_for_ever(void *unused)
+static int pause_for_ever(void *parent)
 {
-    (void)unused;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    for (;;)
+    while (getppid() == (pid_t)(intptr_t)parent) /* else it had died before */
         pause();
     return 0;
 }
@@ -742,7 +741,8 @@ static pid_t children_in_its_memory(void *count)
 {
     static uint8_t stacks[2][64 << 10];
     for (int i = 0; i < *(int *)count; i++) {
-        pid_t pid = clone(pause_for_ever, stacks[i] + sizeof(stacks[i]), CLONE_VM | SIGCHLD, NULL);
+        pid_t pid = clone(pause_for_ever, stacks[i] + sizeof(stacks[i]), CLONE_VM | SIGCHLD,
+                          (void *)(intptr_t)getpid());
         if (pid < 0)
             return -1;
         until_asleep(pid);
