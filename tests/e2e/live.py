@@ -164,6 +164,12 @@ class Dirty:
         assert self.face()[5] == 0, f"{self.face()[5]} pages are wrong"
 
 
+def criu_came_amiss(text):
+    """Whether criu has failed because a task that was listed had ended when it came to it; or because it came in the midst of an
+    execution, which waits for threads to end that criu has stopped already.  Its --timeout of 10 s ends that, or its own abort()."""
+    return re.search(r"criu dump (failed|was killed by signal 6): .*(No such (file|process)|Timeout reached)", text)
+
+
 class Between:
     """Two hosts with an image-cache each, and what moves from one to the other."""
 
@@ -194,9 +200,7 @@ class Between:
         """Whether it failed as it may for one that forks and executes all the time; then it runs on undisturbed."""
         if status == REFUSED and "is taken" in text:  # the pid of a child, there
             return True
-        # A task that was listed had ended when criu came to it; or it came in the midst of an execution, which waits for
-        # threads to end that criu has stopped already.  Its --timeout of 10 s ends that.
-        if status != ABORTED or not re.search(r"criu dump failed: .*(No such (file|process)|Timeout reached)", text):
+        if status != ABORTED or not criu_came_amiss(text):
             return False
         print(f"by chance: {text.splitlines()[-1]}")
         churn.runs_on(self.here.host)
