@@ -495,16 +495,11 @@ bool filler_step(struct filler *filler, struct copier *copier, bool finished)
     return filler->missing > 0 && !filler->gone && !filler->retry_usec;
 }
 
-int filler_probe_uffd(int fd)
+bool filler_probe(struct filler *filler)
 {
     /* An area that criu registers is not registered for this, so that nothing can come of it. */
     struct uffdio_writeprotect probe = {.range = {.start = PROBE_AT, .len = PAGE_BYTES}};
-    return ioctl(fd, UFFDIO_WRITEPROTECT, &probe) < 0 ? -errno : 0;
-}
-
-bool filler_probe(struct filler *filler)
-{
-    int r = filler_probe_uffd(filler->record->uffd);
+    int r = ioctl(filler->record->uffd, UFFDIO_WRITEPROTECT, &probe) < 0 ? -errno : 0;
     filler->gone |= r == -ESRCH;
     return r != -EAGAIN;
 }

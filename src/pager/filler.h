@@ -106,9 +106,6 @@ void filler_wake_all(struct filler *filler);
 /* Looks whether the task lives, when there is nothing to fill. */
 bool filler_probe(struct filler *filler);
 
-/* What a call that changes nothing says of a userfaultfd: -ESRCH when its task has gone. */
-int filler_probe_uffd(int fd);
-
 /* Bytes of a sheet for a map of so many pages. */
 uint64_t sheet_bytes(uint64_t pages);
 uint64_t *sheet_bits(struct sheet *sheet);

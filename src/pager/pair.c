@@ -2,19 +2,12 @@
 /*
  * The two processes.  One leads: it listens, reads, fills.  The other waits for its death, closes
  * what no record names, starts another to wait for its own, and goes on from the book.
- *
- * A third, the holder, has the same descriptors and does nothing with them.  With the last holder
- * of a userfaultfd the kernel would have the task read zeros where pages are missing; so if both
- * are killed at once the task waits, until somebody who looks ends it.
  */
-#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -28,7 +21,6 @@ enum {
     KNOWN_OF_RECORD = 5,
     SHORT_LIVES_MAX = 100,
     PAUSE_USEC = 100000,
-    HOLDER_LOOK_USEC = 100000,
 };
 
 #ifndef P_PIDFD
@@ -187,55 +179,6 @@ static bool take_over(struct pager *pager)
     return replace_dead(pager);
 }
 
-/* ---- the holder ---- */
-
-static bool is_userfaultfd(DIR *fds, const char *name)
-{
-    static const char kind[] = "anon_inode:[userfaultfd]";
-    char text[sizeof(kind)];
-    return readlinkat(dirfd(fds), name, text, sizeof(text)) == sizeof(kind) - 1 &&
-           memcmp(text, kind, sizeof(kind) - 1) == 0;
-}
-
-/* Whether one of the userfaultfds is of a task that lives. */
-static bool holds_any(void)
-{
-    bool alive = false;
-    DIR *dir = opendir("/proc/self/fd");
-    if (!dir)
-        return true;
-    struct dirent *entry;
-    while (!alive && (entry = readdir(dir)))
-        alive = is_userfaultfd(dir, entry->d_name) &&
-                filler_probe_uffd((int)strtol(entry->d_name, NULL, 10)) != -ESRCH;
-    closedir(dir);
-    return alive;
-}
-
-static _Noreturn void be_holder(const struct pager *pager)
-{
-    prctl(PR_SET_NAME, "uffd-holder"); /* not what is killed with all that is called godwit */
-    while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
-        ;
-    if (pager->book->over || __atomic_load_n(&pager->state->stopping, __ATOMIC_SEQ_CST))
-        _exit(0);
-    flock(pager->book->state_fd, LOCK_UN); /* which tells that the pager has died */
-    while (holds_any())
-        usleep(HOLDER_LOOK_USEC);
-    _exit(0);
-}
-
-/* This process becomes the holder, and a child goes on. */
-static void leave_holder(const struct pager *pager)
-{
-    prctl(PR_SET_CHILD_SUBREAPER, 1); /* also of who is started by a leader that dies */
-    long pid = syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL, NULL, NULL, NULL);
-    if (pid > 0)
-        be_holder(pager);
-    /* Without it the pager is what it would be without. */
-    prctl(PR_SET_CHILD_SUBREAPER, 0);
-}
-
 /* ---- becoming it ---- */
 
 static void set_oom_score(void)
@@ -304,7 +247,6 @@ _Noreturn void pager_run(struct pager_state *state, int state_fd, int listener, 
                           .state_fd = state_fd};
     *pager = (struct pager){.book = book, .state = state, .epoll = -1};
     forget(pager);
-    leave_holder(pager);
     pager->self = (int)syscall(SYS_pidfd_open, getpid(), 0);
     if (pager->self < 0)
         not_ready(ready, "pidfd_open");

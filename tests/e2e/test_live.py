@@ -18,7 +18,7 @@ import time
 import pytest
 
 from bed import SHARED, SLOW, wait_for, workload
-from failures import FULL, comm
+from failures import FULL
 from godwit import ABORTED, MIB, REFUSED, USAGE, check_memory
 from live import Between, Churn, Dirty, Face, Told, filling, new_seed, ours, pagers
 from test_memory import fields
@@ -456,32 +456,6 @@ def test_both_pagers_are_killed(between, when):
     wait_for(lambda: not there.snapshots(), 20, "the image-cache to have seen it")
     if "have been lost with the pager" in there.daemons[-1].log():
         wait_for(lambda: not churn.tree(there.host), 5, "its end")
-    else:
-        churn.check_all(there.host)  # the fill was over before
-
-
-def test_all_of_godwit_is_killed(between):
-    """As by pkill -9 godwit at the destination: the process waits for what it lacks, finds nothing wrong, and the next
-    image-cache ends it."""
-    churn = start(between, "large", "--mib", 256)
-    migrate, here, there = between.begin(churn.pid, "--max-rounds", "2"), between.here, between.there
-    wait_for(lambda: filling(there) or migrate.ended, 30, "the fill", every=0.001)
-    named = [pid for pid in there.host.pids() if comm(there.host, pid).startswith("godwit")]
-    for sig in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in named:
-            with contextlib.suppress(ProcessLookupError):
-                there.host.kill(pid, sig)
-    migrate.process.communicate(timeout=60)
-    if churn.tree(here.host):
-        churn.check_all(here.host)
-        return
-    time.sleep(0.5)
-    held = [pid for pid in there.host.pids() if comm(there.host, pid) == "uffd-holder"]
-    if held:
-        assert churn.right() and churn.tree(there.host)
-        there.cache("--accept")
-        wait_for(lambda: not churn.tree(there.host), 20, "its end")
-        wait_for(lambda: not [p for p in held if there.host.pid_alive(p)], 5, "the holder's end")
     else:
         churn.check_all(there.host)  # the fill was over before
 
