@@ -360,6 +360,14 @@ int parse_seconds(const char *text, uint64_t *ret_usec)
     return 0;
 }
 
+void make_plain(char *text)
+{
+    for (char *c = text; *c; c++) {
+        if ((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7f)
+            *c = '?';
+    }
+}
+
 const char *format_bytes(uint64_t bytes, char buf[24])
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};

@@ -70,5 +70,9 @@ int parse_number(const char *text, uint64_t max, uint64_t *ret_value);
  * -EINVAL. */
 int parse_seconds(const char *text, uint64_t *ret_usec);
 
+/* Puts "?" for all that is not printable ASCII: it may be of somebody else's choice, and goes to
+ * terminals and other hosts. */
+void make_plain(char *text);
+
 /* "512.0 MiB"; buf must hold 24 bytes.  Returns buf. */
 const char *format_bytes(uint64_t bytes, char buf[24]);

@@ -594,15 +594,6 @@ static bool is_error_line(const char *line)
     return strstr(line, "Error (") && !strstr(line, "RLIMIT_NOFILE for self");
 }
 
-/* It may have names in it that a process chose, and goes to terminals and other hosts. */
-static void make_plain(char *text)
-{
-    for (char *c = text; *c; c++) {
-        if ((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7f)
-            *c = '?';
-    }
-}
-
 bool criu_first_error(const char *log, char *buf, size_t size)
 {
     FILE *file = fopen(log, "re");
@@ -613,7 +604,7 @@ bool criu_first_error(const char *log, char *buf, size_t size)
             continue;
         line[strcspn(line, "\n")] = '\0';
         snprintf(buf, size, "%s", strstr(line, "Error ("));
-        make_plain(buf);
+        make_plain(buf); /* it may have names in it that a process chose */
         found = true;
     }
     if (file)

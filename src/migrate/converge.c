@@ -18,7 +18,8 @@
 
 enum { STALLED_MAX = 2 };
 
-uint64_t converge_fixed_usec(uint64_t memory_bytes, uint64_t criu_bytes)
+/* What a freeze of that much memory takes at least, of which so much is left to criu. */
+static uint64_t least_usec(uint64_t memory_bytes, uint64_t criu_bytes)
 {
     return FIXED_USEC + (memory_bytes >> 20) * FIXED_USEC_PER_GIB / 1024 +
            (criu_bytes >> 20) * CRIU_USEC_PER_GIB / 1024;
@@ -47,7 +48,7 @@ enum converge_verdict converge_round(struct converge *converge, const struct con
     double until_freeze = (double)(round->usec + START_USEC) / (double)USEC_PER_SEC;
     double bytes = (double)converge->written_bytes_per_sec * until_freeze;
     converge->fixed_usec =
-        converge_fixed_usec(converge->memory_bytes, converge->criu_bytes) + round->again_usec;
+        least_usec(converge->memory_bytes, converge->criu_bytes) + round->again_usec;
     converge->predicted_usec =
         converge->fixed_usec +
         (uint64_t)(bytes * (double)USEC_PER_SEC / (double)converge->sent_bytes_per_sec);

@@ -47,6 +47,3 @@ struct converge_round {
 };
 
 enum converge_verdict converge_round(struct converge *converge, const struct converge_round *round);
-
-/* What a freeze of that much memory takes at least, of which so much is left to criu. */
-uint64_t converge_fixed_usec(uint64_t memory_bytes, uint64_t criu_bytes);

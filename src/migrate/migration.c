@@ -43,12 +43,19 @@ static const char *migration_status(const struct godwit_migration *m)
     }
 }
 
+static uint64_t transferred(const struct godwit_migration *m)
+{
+    return m->sender ? sender_bytes(m->sender) : 0;
+}
+
 /* What a later round has found so far, or will by the rate of the last, is to be sent behind what
  * was sent before. */
 static uint64_t total_estimate(const struct godwit_migration *m)
 {
     const struct rounds_stats *stats = m->rounds ? rounds_stats(m->rounds) : NULL;
-    if (!stats || stats->round < 2)
+    if (m->state == SOURCE_MOVED)
+        return transferred(m);
+    if (!stats || stats->round < 2 || m->state != SOURCE_COPYING)
         return m->total_bytes;
     uint64_t expected = m->converge.written_bytes_per_sec * stats->since_usec / USEC_PER_SEC;
     return m->before_round_bytes + MAX(stats->written_pages * PAGE_BYTES, expected);
@@ -63,7 +70,7 @@ void migration_report(struct godwit_migration *m, enum godwit_event_type type)
     struct godwit_event event = {
         .type = type,
         .status = m->told_status,
-        .transferred = m->sender ? sender_bytes(m->sender) : 0,
+        .transferred = transferred(m),
         .total = total_estimate(m),
         .elapsed_usec = now_usec() - m->began_usec,
         .round = m->rounds ? rounds_stats(m->rounds)->round : 0,
@@ -114,7 +121,7 @@ void migration_over(struct godwit_migration *m)
     m->result.total_usec = now_usec() - m->began_usec;
     m->result.code = (int)m->reason.code;
     m->result.text = m->reason.text;
-    m->result.transferred = m->sender ? sender_bytes(m->sender) : 0;
+    m->result.transferred = transferred(m);
     if (migration_status(m) != m->told_status)
         migration_report(m, GODWIT_EVENT_STATUS);
 }
@@ -755,7 +762,7 @@ static bool is_on_its_way(const struct godwit_migration *m)
 
 static void check_patience(struct godwit_migration *m)
 {
-    uint64_t patience = patience_usec(m), bytes = m->sender ? sender_bytes(m->sender) : 0;
+    uint64_t patience = patience_usec(m), bytes = transferred(m);
     /* What moves, and what has not reached the other side yet, is not waited for. */
     if (bytes != m->progress_bytes || (m->state == SOURCE_SENDING && is_on_its_way(m)))
         m->waiting_since = now_usec();

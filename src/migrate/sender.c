@@ -496,9 +496,10 @@ int sender_control(struct sender *sender, const struct frame *frame, const uint8
         struct error reason;
         failure_to_reason((const Godwit__Pb__Failure *)message,
                           "the image-cache refused the snapshot and gave no reason", &reason);
+        /* The criu whose failure is waited for is the one here. */
         if (reason.code == FAILURE_CRIU)
-            reason.code = FAILURE_PEER; /* the criu that is waited for is the one here */
-        sender->end_sent = false;       /* whatever it was about, the cache has nothing of it */
+            reason.code = FAILURE_PEER;
+        sender->end_sent = false; /* whatever it was about, the cache has nothing of it */
         sender_fail(sender, &reason);
         return 0;
     }

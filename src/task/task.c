@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/io.h"
+
 /* Opens /proc/PID/name; NULL when there is no such process. */
 static FILE *open_proc(pid_t pid, const char *name)
 {
@@ -153,10 +155,7 @@ void task_command(pid_t pid, char *buf, size_t size)
     if (file)
         fclose(file);
     buf[strcspn(buf, "\n")] = '\0';
-    for (char *c = buf; *c; c++) {
-        if ((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7f)
-            *c = '?'; /* a process may call itself anything */
-    }
+    make_plain(buf); /* a process may call itself anything */
 }
 
 pid_t task_inner_pid(pid_t pid)

@@ -403,6 +403,7 @@ def test_json(accepting):
     assert len(warnings) == 1 and warnings[0]["topic"] == "link" and "--insecure" in warnings[0]["text"]
     phases = [line["status"] for line in lines[:-1] if "status" in line]
     assert phases[0] == "setup" and "active" in phases and "device" in phases and phases.count("completed") == 1
+    assert next(line for line in lines if line.get("status") == "completed")["ram"]["remaining"] == 0
     arrives(counter, b)
 
 
